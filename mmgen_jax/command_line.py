@@ -1,0 +1,63 @@
+"""What the scripts share: starting JAX on one or many machines, and errors that a person can read."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def start_jax(
+    distributed: bool = False,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Join the other processes of a run, if it has any. TPU, Slurm and GKE tell by themselves who they are.
+
+    Raises:
+      ValueError: a coordinator without the other two numbers, or the other way round.
+    """
+    explicit = (coordinator, num_processes, process_id)
+    if any(value is not None for value in explicit):
+        if None in explicit:
+            raise ValueError("--coordinator, --num_processes and --process_id belong together; give all three.")
+        if "cpu" in (jax.config.jax_platforms or ""):
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    elif distributed:
+        jax.distributed.initialize()
+
+
+def tell(main: Callable[[], Any]) -> int:
+    """Run `main`; an error that this package raised on purpose becomes its message, any other keeps its traceback.
+
+    Returns:
+      The exit status: 0, 1 after an error, 130 after Ctrl-C.
+    """
+    try:
+        main()
+        return 0
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'Interrupted.'}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _ours(error):
+            raise
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    finally:
+        sys.stdout.flush()
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether this package raised it on purpose, with a message for the user, and not by a mistake of its own."""
+    if isinstance(error, ImportError):
+        return error.__cause__ is not None
+    if not isinstance(error, ValueError | OSError | RuntimeError | FloatingPointError):
+        return False
+    frames = list(traceback.walk_tb(error.__traceback__))
+    package = os.path.dirname(os.path.abspath(__file__))
+    return bool(frames) and os.path.abspath(frames[-1][0].f_code.co_filename).startswith(package)

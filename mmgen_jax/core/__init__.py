@@ -1,0 +1,1 @@
+"""What every task, model and data set stands on; knows none of them."""

@@ -1,0 +1,155 @@
+"""Checkpoints through Orbax: whole or not at all, and never restored into another shape."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mmgen_jax.core.optimizer import path_name
+from mmgen_jax.core.state import State
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit this run; the message says in what, and the remedy."""
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _keys_to_data(tree: Any) -> Any:
+    """Typed keys as plain uint32 arrays, which every version of Orbax writes."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def _abstract_data(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+class Checkpointer:
+    """Saves states under `<directory>/<step>/` in the background and finds the newest one again.
+
+    Args:
+      directory: made when the first checkpoint is saved.
+      keep: how many to keep; 0 keeps all.
+      facts: what a checkpoint must agree with to be of use, such as {"tokenizer": fingerprint}; written beside the state.
+    """
+
+    def __init__(self, directory: Path, keep: int = 3, facts: Mapping[str, Any] | None = None):
+        self.directory = Path(directory).resolve()
+        self.facts = dict(facts or {})
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep or None, create=True),
+            item_names=("state", "facts"),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The newest whole checkpoint's step, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: State) -> None:
+        """Start to write `state`; returns before the disk is done. A step that is already there stays."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_keys_to_data(_as_dict(state))), facts=ocp.args.JsonSave(self.facts)
+            ),
+        )
+
+    def wait(self) -> None:
+        """Return once everything started is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish writing and stop the background threads."""
+        self._manager.close()
+
+    def restore(self, abstract: State, shardings: State, step: int | None = None) -> State:
+        """Read a whole state into today's shapes and places, whatever devices wrote it.
+
+        Args:
+          abstract: `jax.eval_shape` of the task's init.
+          shardings: `sharding.infer` of it.
+          step: default the newest.
+
+        Raises:
+          CheckpointError: none there, other facts, or other arrays (says which).
+        """
+        tree = self._read(_as_dict(abstract), _as_dict(shardings), step)
+        rng = jax.random.wrap_key_data(tree["rng"], impl=jax.random.key_impl(abstract.rng))
+        return State(**{**tree, "rng": jax.device_put(rng, shardings.rng)})
+
+    def restore_for_eval(self, abstract: State, shardings: State, step: int | None = None) -> tuple[dict, dict, int]:
+        """Read what evaluation needs and nothing else: (params or their average, variables, step)."""
+        fields = ("params", "variables", "ema")
+        tree, places = ({name: getattr(s, name) for name in fields} for s in (abstract, shardings))
+        step = self._step(step)
+        tree = self._read(tree, places, step)
+        return {**tree["params"], **tree["ema"]}, tree["variables"], step
+
+    def _step(self, step: int | None) -> int:
+        step = self.latest if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            have = ", ".join(map(str, self._manager.all_steps())) or "none"
+            raise CheckpointError(f"No checkpoint {step or ''} under {self.directory}; there: {have}.")
+        return step
+
+    def _read(self, abstract: Any, shardings: Any, step: int | None) -> Any:
+        step = self._step(step)
+        where = self.directory / str(step)
+        try:
+            facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+            metadata = self._manager.item_metadata(step)["state"]
+        except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{where} cannot be read ({error}). Delete it to go on from an older one.") from error
+        for name, value in self.facts.items():
+            if facts.get(name) != value:
+                raise CheckpointError(
+                    f"{where} was written with another {name} ({facts.get(name)}; this run has {value}). "
+                    f"Restore the workdir's {name} file that belongs to it, or start a new workdir."
+                )
+        self._compare(getattr(metadata, "tree", metadata), abstract, where)
+        target = jax.tree.map(_abstract_data, abstract, shardings)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
+                ),
+            )["state"]
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{where} is damaged ({error}). Delete it to go on from an older one.") from error
+        return restored
+
+    @staticmethod
+    def _compare(metadata: Any, abstract: Any, where: Path) -> None:
+        """Refuse a checkpoint that lacks an array or holds it in another shape: Orbax alone may cut or pad."""
+        have = {path_name(p): tuple(leaf.shape) for p, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
+        wrong = []
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda x: _abstract_data(x, None), abstract)):
+            name = path_name(path)
+            if name not in have:
+                wrong.append(f"{name}: not in the checkpoint")
+            elif have[name] != tuple(leaf.shape):
+                wrong.append(f"{name}: {have[name]} in the checkpoint, {tuple(leaf.shape)} in this model")
+        if wrong:
+            shown = "\n  ".join(wrong[:10]) + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+            raise CheckpointError(
+                f"{where} does not fit this model:\n  {shown}\nUse the config that wrote it, or a new workdir."
+            )
+
+
+def _as_dict(state: State) -> dict[str, Any]:
+    """A State as a plain dict of its fields; the empty ones too."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}

@@ -1,0 +1,59 @@
+"""One training step, two modes: a compiler that cuts the program (jit), or a program a device (pmap)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from mmgen_jax.core.sharding import Layout
+
+DATA_AXIS = "data"
+
+
+def axis_of(layout: Layout) -> str | None:
+    """The name over which a step must average by itself: "data" in pmap mode, None where the compiler does it."""
+    return DATA_AXIS if layout.mode == "pmap" else None
+
+
+def total(tree: Any, axis: str | None) -> Any:
+    """Sum over the devices of `axis`; nothing to do where it is None."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
+
+
+def gather(x: jax.Array, axis: str | None) -> jax.Array:
+    """Concatenate the rows of all devices of `axis`: [B, ...] -> [N, ...]; unchanged where it is None."""
+    return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
+
+
+def device_key(rng: jax.Array, axis: str | None) -> jax.Array:
+    """A key that differs between the devices of `axis`, so that dropout does too."""
+    return rng if axis is None else jax.random.fold_in(rng, jax.lax.axis_index(axis))
+
+
+def compile_step(fn: Callable, layout: Layout, state_shardings: Any) -> Any:
+    """Jit `fn(state, batch) -> (state, metrics)` for a layout; the old state's memory is reused.
+
+    In pmap mode the function sees one device's rows and the whole state, as under `jax.pmap`, and must reduce over
+    `axis_of(layout)` itself. shard_map gives that view without pmap's extra leading axis, so a State and its checkpoints look
+    the same in both modes.
+    """
+    if layout.mode == "pmap":
+        fn = jax.shard_map(
+            fn, mesh=layout.mesh, in_specs=(P(), P(("data", "fsdp"))), out_specs=(P(), P()), check_vma=False
+        )
+    return jax.jit(
+        fn,
+        donate_argnums=0,
+        in_shardings=(state_shardings, layout.batch),
+        out_shardings=(state_shardings, layout.replicated),
+    )
+
+
+def compile_predict(fn: Callable, layout: Layout, param_shardings: Any, variable_shardings: Any) -> Any:
+    """Jit `fn(params, variables, batch, rng) -> arrays`; the results are whole on every process."""
+    return jax.jit(
+        fn,
+        in_shardings=(param_shardings, variable_shardings, layout.batch, layout.replicated),
+        out_shardings=layout.replicated,
+    )

@@ -1,0 +1,1 @@
+"""Sources, transforms, tokenizers and the loader. Imports no JAX."""

@@ -1,0 +1,94 @@
+"""Pipeline: everything a config's `data` section says, ready to use: source, tokenizer, transforms, loaders."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgen_jax.data import sources, text, transforms
+from mmgen_jax.data.loader import Batch, Examples, loader, stack
+from mmgen_jax.data.quarantine import Quarantine
+
+
+class Pipeline:
+    """The training data of a run, and the loaders of its evaluations.
+
+    Args:
+      source: which data set, see data/sources.py.
+      transforms: the pipeline of training, see data/transforms.py.
+      batch_size: N, over all processes.
+      tokenizer: which to train on the source's captions, see data/text.py; "examples" limits how many are read.
+      shuffle, threads: see data/loader.py.
+      max_broken: training stops when a larger share of the examples than this is broken.
+      workdir: keeps tokenizer.json and quarantine.jsonl; None keeps neither.
+      seed: of order and augmentation.
+      process: (index, count).
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Mapping[str, Any],
+        transforms: str,
+        batch_size: int,
+        tokenizer: Mapping[str, Any],
+        shuffle: bool = True,
+        threads: int = 2,
+        max_broken: float = 0.05,
+        workdir: Path | None = None,
+        seed: int = 0,
+        process: tuple[int, int] = (0, 1),
+    ):
+        self.batch_size, self.seed, self.process, self.workdir = batch_size, seed, process, workdir
+        self._shuffle, self._threads, self._max_broken = shuffle, threads, max_broken
+        self.source = sources.make(source)
+        self.tokenizer = self._tokenizer(dict(tokenizer))
+        self.context = {"tokenizer": self.tokenizer}
+        self._transforms = self.parse(transforms)
+
+    def _tokenizer(self, spec: dict[str, Any]) -> Any:
+        """Read the workdir's tokenizer; without one, train it on the captions and save it."""
+        path = self.workdir / "tokenizer.json" if self.workdir else None
+        if path and path.exists():
+            return text.load(path)
+        examples = min(spec.pop("examples", len(self.source)), len(self.source))
+        captions = (caption for i in range(examples) for caption in self.source.captions(i))
+        tokenizer = text.train(spec, captions)
+        # Every process trains the same one, so none has to wait for another; the first writes it down.
+        if path and self.process[0] == 0:
+            tokenizer.save(path)
+        return tokenizer
+
+    def parse(self, pipeline: str) -> list:
+        """A pipeline's transforms, with this run's tokenizer."""
+        return transforms.parse(pipeline, self.context)
+
+    def quarantine(self, source: Any, name: str) -> Quarantine | None:
+        """Where the broken examples of a source are noted, under `name`; None without a workdir."""
+        if self.workdir is None:
+            return None
+        suffix = f".{self.process[0]}" if self.process[0] else ""
+        path = self.workdir / f"quarantine{suffix}.jsonl"
+        return Quarantine(path, len(source), source=name, max_share=self._max_broken)
+
+    def train(self, step: int) -> Iterator[Batch]:
+        """Training batches from `step` on, without end."""
+        return loader(
+            self.source,
+            self._transforms,
+            self.batch_size,
+            step=step,
+            seed=self.seed,
+            shuffle=self._shuffle,
+            repeat=True,
+            process=self.process,
+            threads=self._threads,
+            quarantine=self.quarantine(self.source, "train"),
+        )
+
+    def example_batch(self) -> Batch:
+        """A batch of this process's shape from the source's first good examples, to initialise and compile with."""
+        examples = Examples(self.source, self._transforms)
+        one = {**examples.empty, "index": np.int32(0)}
+        return stack([one] * (self.batch_size // self.process[1]))

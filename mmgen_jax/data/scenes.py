@@ -1,0 +1,582 @@
+"""The embedded world: drawn scenes of a few objects, with captions from a written probabilistic grammar.
+
+Endless, no download, and the best reachable loss is known exactly. Randomness is integer hashing, and drawing
+is integer or IEEE-exact arithmetic, so that a seed gives the same images and captions on every machine.
+"""
+
+import functools
+import itertools
+import math
+import operator
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmgen_jax.core.registry import nearest
+
+# ------------------------------------------------------------------------------------------------ the world
+
+COLOURS = {  # name: red, green, blue; each object's own colour lies within TINT of it
+    "red": (222, 36, 36),
+    "green": (36, 176, 58),
+    "blue": (34, 78, 236),
+    "yellow": (240, 214, 40),
+    "purple": (146, 40, 196),
+    "cyan": (50, 214, 226),
+    "pink": (242, 132, 184),
+    "white": (240, 240, 240),
+}
+TINT = 12
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
+RADIUS = {"small": 5.0, "large": 8.5}  # pixels of a 64 x 64 image; other sizes scale
+JITTER = {"small": 3.0, "large": 1.5}  # the largest offset of an object from the middle of its cell, likewise
+GRID = 3  # cells a side; a cell holds at most one object
+SPLITS = ("train", "val", "test", "compositional")
+LENGTHS = {"train": 2**31 - 1, "val": 1000, "test": 1000, "compositional": 1000}
+CAPTIONS = 5  # captions a scene
+
+# One shape of each colour, and one colour of each shape, is seen in the compositional split only.
+HELD_OUT = frozenset((colour, SHAPES[(3 * k + 1) % len(SHAPES)]) for k, colour in enumerate(COLOURS))
+
+
+class Object(NamedTuple):
+    """What can be said of one object; `row` and `column` are its cell, counted from the top left."""
+
+    colour: str
+    shape: str
+    size: str
+    row: int
+    column: int
+
+
+class Scene(NamedTuple):
+    """What the captions depend on (`objects`), and one integer for the rest of the image (`look`)."""
+
+    objects: tuple[Object, ...]
+    look: int = 0
+
+
+# ---------------------------------------------------------------------------------------------- the grammar
+
+# symbol: {what it becomes: probability}. Words in capitals are symbols again. The scene binds the other ones:
+# X, Y, Z are the mentioned objects in the order of their mention; XY, XZ, YZ are the relation of the two,
+# drawn evenly from the true ones; AT is the place of X; SIZE, COLOUR and SHAPE are the object's own.
+RULES = {
+    "OPENING": {"": 0.4, "there is": 0.3, "a picture of": 0.15, "we see": 0.15},
+    "LEFT": {"to the left of": 0.5, "left of": 0.5},
+    "RIGHT": {"to the right of": 0.5, "right of": 0.5},
+    "ABOVE": {"above": 0.7, "over": 0.3},
+    "BELOW": {"below": 0.6, "under": 0.4},
+    "NW": {"in the TOP left": 1.0},
+    "N": {"in the TOP MIDDLE": 1.0},
+    "NE": {"in the TOP right": 1.0},
+    "W": {"in the MIDDLE left": 1.0},
+    "C": {"in the MIDDLE": 1.0},
+    "E": {"in the MIDDLE right": 1.0},
+    "SW": {"in the BOTTOM left": 1.0},
+    "S": {"in the BOTTOM MIDDLE": 1.0},
+    "SE": {"in the BOTTOM right": 1.0},
+    "TOP": {"top": 0.7, "upper": 0.3},
+    "MIDDLE": {"middle": 0.7, "center": 0.3},
+    "BOTTOM": {"bottom": 0.7, "lower": 0.3},
+    "LARGE": {"large": 0.6, "big": 0.4},
+    "SMALL": {"small": 0.7, "tiny": 0.3},
+    "CIRCLE": {"circle": 0.8, "disc": 0.2},
+    "SQUARE": {"square": 0.8, "box": 0.2},
+    "TRIANGLE": {"triangle": 1.0},
+    "DIAMOND": {"diamond": 0.8, "rhombus": 0.2},
+    "STAR": {"star": 1.0},
+    "CROSS": {"cross": 0.7, "plus": 0.3},
+    "RING": {"ring": 0.8, "hoop": 0.2},
+    "HEART": {"heart": 1.0},
+}
+MENTIONED = {  # objects in the scene: {objects said: probability}
+    1: {1: 1.0},
+    2: {1: 0.15, 2: 0.85},
+    3: {1: 0.1, 2: 0.3, 3: 0.6},
+}
+CAPTION = {  # objects said: {caption: probability}; which objects, and in what order, is drawn evenly
+    1: {"OPENING X": 0.5, "OPENING X AT": 0.3, "X is AT": 0.2},
+    2: {"OPENING X and Y": 0.3, "OPENING X XY Y": 0.5, "X is XY Y": 0.2},
+    3: {
+        "OPENING X and Y and Z": 0.3,
+        "OPENING X XY Y and Z": 0.3,
+        "OPENING X and Y YZ Z": 0.2,
+        "X is XY Y and XZ Z": 0.2,
+    },
+}
+PHRASE = {  # does another object of the scene have this shape? {phrase: probability}
+    True: {"a COLOUR SHAPE": 0.5, "a SIZE COLOUR SHAPE": 0.5},
+    False: {"a COLOUR SHAPE": 0.45, "a SIZE COLOUR SHAPE": 0.45, "a SHAPE": 0.05, "a SIZE SHAPE": 0.05},
+}
+RELATIONS = {  # symbol: does it hold between two objects?
+    "LEFT": lambda a, b: a.column < b.column,
+    "RIGHT": lambda a, b: a.column > b.column,
+    "ABOVE": lambda a, b: a.row < b.row,
+    "BELOW": lambda a, b: a.row > b.row,
+}
+PLACES = ("NW", "N", "NE", "W", "C", "E", "SW", "S", "SE")  # the symbol of cell 3 * row + column
+SLOTS = "XYZ"
+
+
+def _expand(text: str, rules: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Every string of words that `text` can become, with its probability."""
+    result = {"": 1.0}
+    for word in text.split():
+        choices: dict[str, float] = {}
+        if word in rules:
+            for expansion, p in rules[word].items():
+                for words, q in _expand(expansion, rules).items():
+                    choices[words] = choices.get(words, 0.0) + p * q
+        else:
+            choices[word] = 1.0
+        result = {f"{a} {b}".strip(): p * q for a, p in result.items() for b, q in choices.items()}
+    return result
+
+
+def _frames(caption: str, bindings: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What a form of CAPTION can become, with "{}" for each object's phrase, and the probabilities."""
+    return _expand(caption, RULES | bindings | {slot: {"{}": 1.0} for slot in SLOTS})
+
+
+class Table:
+    """A distribution over `items`: draws, `probability` of each, `entropy` in nats."""
+
+    def __init__(self, probability: dict):
+        self.probability = probability
+        self.items = list(probability)
+        self.cumulative = list(itertools.accumulate(probability.values()))[:-1]
+        self.entropy = -sum(p * math.log(p) for p in probability.values())
+
+    def draw(self, bits: int) -> Any:
+        """One item, chosen by 64 random bits."""
+        return self.items[bisect_right(self.cumulative, (bits >> 11) * 2.0**-53)]
+
+
+@functools.cache
+def _phrases(colour: str, shape: str, size: str, twin: bool) -> Table:
+    """What an object can be called; `twin` says whether the scene has another object of that shape."""
+    bindings = {"COLOUR": {colour: 1.0}, "SHAPE": {shape.upper(): 1.0}, "SIZE": {size.upper(): 1.0}}
+    return Table(_expand("PHRASE", RULES | bindings | {"PHRASE": PHRASE[twin]}))
+
+
+@functools.cache
+def _frame_table(cells: tuple[tuple[int, int], ...]) -> Table:
+    """Distribution over (frame, which objects fill its slots) for objects in these (row, column) cells."""
+    objects = [Object("", "", "", *cell) for cell in cells]
+    table: dict[tuple[str, tuple[int, ...]], float] = {}
+    for count, p in MENTIONED[len(cells)].items():
+        orders = list(itertools.permutations(range(len(cells)), count))
+        for order in orders:
+            said = [objects[k] for k in order]
+            bindings = {"AT": {PLACES[GRID * said[0].row + said[0].column]: 1.0}}
+            for i, j in itertools.combinations(range(count), 2):
+                true = [name for name, holds in RELATIONS.items() if holds(said[i], said[j])]
+                bindings[SLOTS[i] + SLOTS[j]] = dict.fromkeys(true, 1.0 / len(true))
+            for caption, q in CAPTION[count].items():
+                for frame, r in _frames(caption, bindings).items():
+                    table[frame, order] = table.get((frame, order), 0.0) + p / len(orders) * q * r
+    return Table(table)
+
+
+@functools.lru_cache(maxsize=4096)
+def _tables(objects: tuple[Object, ...]) -> tuple[Table, list[Table]]:
+    """The scene's table of frames, and of phrases for each object.
+
+    The draws are independent and a caption shows all of them (no two objects of a scene share colour and
+    shape, and a phrase without a colour is used only for a shape that occurs once), so that probabilities
+    multiply and entropies add.
+    """
+    shapes = [o.shape for o in objects]
+    phrases = [_phrases(o.colour, o.shape, o.size, shapes.count(o.shape) > 1) for o in objects]
+    return _frame_table(tuple((o.row, o.column) for o in objects)), phrases
+
+
+def _say(objects: tuple[Object, ...], draws: Iterator[int]) -> str:
+    frames, phrases = _tables(objects)
+    frame, order = frames.draw(next(draws))
+    return frame.format(*[phrases[k].draw(next(draws)) for k in order])
+
+
+def sample_caption(scene: Scene, seed: int = 0) -> str:
+    """One caption of the scene, drawn from the grammar."""
+    return _say(scene.objects, _draws(seed))
+
+
+def entropy(scene: Scene) -> tuple[float, float]:
+    """Exact entropy of a caption given the scene, in nats, and its expected tokens, with the end token."""
+    frames, phrases = _tables(scene.objects)
+    words = [sum(p * (s.count(" ") + 1) for s, p in table.probability.items()) for table in phrases]
+    nats, tokens = frames.entropy, 1.0
+    for (frame, order), p in frames.probability.items():
+        nats += p * sum(phrases[k].entropy for k in order)
+        tokens += p * (frame.count(" ") + 1 - len(order) + sum(words[k] for k in order))
+    return nats, tokens
+
+
+def entropy_per_token(scenes: Iterable[Scene]) -> float:
+    """The lowest mean cross-entropy that a model can reach on these scenes: nats a token, with end tokens."""
+    nats, tokens = np.sum([entropy(scene) for scene in scenes], axis=0)
+    return float(nats / tokens)
+
+
+# ------------------------------------------------------------------------------------------------- parsing
+
+
+class Claim(NamedTuple):
+    """What a caption says: (size or None, colour or None, shape) of each object, relations as {"XY": "LEFT"},
+    and the place of X.
+    """
+
+    objects: list[tuple[str | None, str | None, str]]
+    relations: dict[str, str]
+    place: str | None
+
+
+def _words(names: Iterable[str]) -> dict[str, str]:
+    """{word: the name that it stands for}."""
+    return {word: name for name in names for word in RULES[name.upper()]}
+
+
+_SIZE, _SHAPE = _words(RADIUS), _words(SHAPES)
+_PHRASE = re.compile(rf"\ba(?: ({'|'.join(_SIZE)}))?(?: ({'|'.join(COLOURS)}))? ({'|'.join(_SHAPE)})\b")
+
+
+@functools.cache
+def _meanings() -> dict[str, dict[str, str]]:
+    """Every frame of the grammar, with what it says: {"XY": "LEFT"}, {"AT": "NW"}, or nothing."""
+    meanings = {}
+    for caption in itertools.chain.from_iterable(CAPTION.values()):
+        symbols = [s for s in ("XY", "XZ", "YZ", "AT") if s in caption.split()]
+        for names in itertools.product(*[PLACES if s == "AT" else RELATIONS for s in symbols]):
+            said = dict(zip(symbols, names, strict=True))
+            for frame in _frames(caption, {symbol: {name: 1.0} for symbol, name in said.items()}):
+                meanings[frame] = said
+    return meanings
+
+
+def _split_caption(caption: str) -> tuple[str, list[re.Match]] | None:
+    """The caption's frame and its phrases; None if the grammar has no such caption."""
+    phrases = list(_PHRASE.finditer(caption))
+    frame = _PHRASE.sub("{}", caption)
+    if frame not in _meanings() or frame.count("{}") != len(phrases):
+        return None
+    return frame, phrases
+
+
+def parse(caption: str) -> Claim | None:
+    """What the caption says, of whatever scene; None if the grammar cannot say it."""
+    parts = _split_caption(caption)
+    if parts is None:
+        return None
+    frame, phrases = parts
+    said = dict(_meanings()[frame])
+    place = said.pop("AT", None)
+    return Claim([(_SIZE.get(p[1]), p[2], _SHAPE[p[3]]) for p in phrases], said, place)
+
+
+def is_true(caption: str, scene: Scene) -> bool:
+    """Whether the caption parses, and distinct objects of the scene have all that it says."""
+    claim = parse(caption)
+    if claim is None:
+        return False
+
+    def holds(objects: tuple[Object, ...]) -> bool:
+        for o, (size, colour, shape) in zip(objects, claim.objects, strict=True):
+            if o.shape != shape or colour not in (None, o.colour) or size not in (None, o.size):
+                return False
+        if claim.place not in (None, PLACES[GRID * objects[0].row + objects[0].column]):
+            return False
+        chosen = dict(zip(SLOTS, objects, strict=False))
+        return all(RELATIONS[name](chosen[a], chosen[b]) for (a, b), name in claim.relations.items())
+
+    return any(holds(objects) for objects in itertools.permutations(scene.objects, len(claim.objects)))
+
+
+def log_prob(caption: str, scene: Scene) -> float:
+    """Exact log-probability of the caption given the scene, in nats; -inf if the grammar cannot say it."""
+    parts = _split_caption(caption)
+    if parts is None:
+        return -math.inf
+    frame, found = parts
+    frames, phrases = _tables(scene.objects)
+    total = 0.0
+    for order in itertools.permutations(range(len(scene.objects)), len(found)):
+        p = frames.probability.get((frame, order), 0.0)
+        for k, phrase in zip(order, found, strict=True):
+            p *= phrases[k].probability.get(phrase[0], 0.0)
+        total += p
+    return math.log(total) if total else -math.inf
+
+
+VOCABULARY = sorted(
+    set(" ".join(_meanings()).replace("{}", "a").split()) | set(_SIZE) | set(COLOURS) | set(_SHAPE)
+)
+MAX_WORDS = max(
+    len(frame.split()) + 3 * frame.count("{}") for frame in _meanings()
+)  # a phrase has up to 4 words
+
+# ------------------------------------------------------------------------------------------------- drawing
+
+_MASK = 2**64 - 1
+_SUPER = 8  # samples a pixel and axis in the outline masks
+_LEVELS = _SUPER * _SUPER  # opacity and background weights are integers from 0 to this
+
+
+def _mix(z: int) -> int:
+    """Scramble 64 bits (the finalizer of SplitMix64; Steele, Lea and Flood 2014)."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def _draws(*key: int) -> Iterator[int]:
+    """An endless stream of 64-bit integers that depends on `key` only."""
+    state = 0
+    for part in key:
+        state = _mix((state + part + 0x9E3779B97F4A7C15) & _MASK)
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) & _MASK
+        yield _mix(state)
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # A point is inside a pentagram when it is on the inner side of at least four of its five lines. The
+    # constants are cosines and sines of multiples of 72 degrees; the lines' distance is cos 72 too.
+    normals = ((0.0, -1.0), (0.9511, -0.309), (-0.9511, -0.309), (0.5878, 0.809), (-0.5878, 0.809))
+    return sum((a * x + b * y <= 0.309).astype(np.int8) for a, b in normals) >= 4
+
+
+def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = 1.2 * x, 0.12 - 1.15 * y
+    r = x * x + y * y - 1
+    return r * r * r <= x * x * y * y * y
+
+
+# Is a point inside? x to the right, y down; every shape fills most of the square from -1 to 1.
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": lambda x, y: x * x + y * y <= 0.92,
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 0.84,
+    "triangle": lambda x, y: (abs(x) <= 0.54 * (y + 0.95)) & (y <= 0.8),
+    "diamond": lambda x, y: abs(x) * 1.4 + abs(y) <= 1,
+    "star": lambda x, y: _star(x * 0.95, y * 0.95 - 0.05),
+    "cross": lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.3) & (np.maximum(abs(x), abs(y)) <= 0.92),
+    "ring": lambda x, y: (x * x + y * y <= 1) & (x * x + y * y >= 0.34),
+    "heart": _heart,
+}
+
+
+@functools.cache
+def _outline(shape: str, radius: float, dy: int, dx: int) -> tuple[int, int, np.ndarray]:
+    """Opacity of a shape in a box around its middle, (dy, dx) quarters of a pixel off a pixel corner.
+
+    Returns the box's first row and column relative to that pixel, and the opacity, int16 [rows, 3 * columns].
+    """
+    reach = math.ceil(radius) + 1
+    samples = np.arange(-reach * _SUPER, reach * _SUPER) * 2 + 1  # in units of 1 / (2 * _SUPER) pixel
+    quarter = _SUPER // 2
+    x = (samples - quarter * dx)[None, :] / (2 * _SUPER * radius)
+    y = (samples - quarter * dy)[:, None] / (2 * _SUPER * radius)
+    inside = OUTLINES[shape](x, y).reshape(2 * reach, _SUPER, 2 * reach, _SUPER)
+    alpha = inside.sum(axis=(1, 3)).astype(np.int16)
+    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+    alpha = alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return int(rows[0]) - reach, int(columns[0]) - reach, np.repeat(alpha, 3, axis=1)
+
+
+@functools.cache
+def _backgrounds(size: int) -> list[np.ndarray]:
+    """Weights of the second background colour in each kind of background, int16 [size, 3 * size] each."""
+    y, x = np.mgrid[:size, :size]
+    fine, coarse = max(size // 16, 1), max(size // 8, 1)
+    far = size * size // 2
+    kinds = [
+        np.zeros((size, size), int),  # one colour
+        y * _LEVELS // size,  # gradients
+        x * _LEVELS // size,
+        (x + y) * _LEVELS // (2 * size),
+        (x + size - y) * _LEVELS // (2 * size),
+        ((2 * x - size) ** 2 + (2 * y - size) ** 2) * _LEVELS // (4 * far),  # a spot
+        (x // coarse + y // coarse) % 2 * _LEVELS,  # checkers
+        (x // fine + y // fine) % 2 * _LEVELS,
+        y // fine % 2 * _LEVELS,  # stripes
+        x // coarse % 2 * _LEVELS,
+        (x + y) // coarse % 2 * _LEVELS,
+        (x + size - y) // fine % 2 * _LEVELS,
+    ]
+    return [np.repeat(kind.astype(np.int16), 3, axis=1) for kind in kinds]
+
+
+@functools.cache
+def _noise(size: int, std: float) -> np.ndarray:
+    """A table of noise near to normal, int16 [2 * 3 * size * size]; an image takes a part of it."""
+    raw = np.random.PCG64(0).random_raw(6 * size * size)  # raw streams are the same in every NumPy
+    total = sum(((raw >> shift) & 0xFFFF).astype(np.float64) for shift in (0, 16, 32, 48))
+    unit = (total - 2 * 65535) / 37837.0  # a sum of four uniform numbers has this standard deviation
+    return np.floor(unit * (std * 255) + 0.5).astype(np.int16)
+
+
+def _row(colour: Iterable[int], width: int) -> np.ndarray:
+    return np.frombuffer(bytes(colour) * width, np.uint8).astype(np.int16)
+
+
+def render(scene: Scene, size: int = 64, noise: float = 0.0) -> np.ndarray:
+    """Draw the scene: a new uint8 [size, size, 3]. `noise` is a standard deviation, as a share of white."""
+    draws = _draws(scene.look)
+    b = next(draws).to_bytes(8, "little")
+    base = 62 + (b[0] & 63)  # grey with a tint: dim beside the objects
+    first = [base + (tint & 31) - 16 for tint in b[1:4]]
+    change = (b[4] & 15) + 10 if b[4] & 16 else -(b[4] & 15) - 10
+    second = [min(max(c + change + (tint & 15) - 8, 24), 150) for c, tint in zip(first, b[5:8], strict=True)]
+    bits = next(draws)
+    kinds = _backgrounds(size)
+    low = _row(first, size)
+    image = kinds[bits % len(kinds)] * (_row(second, size) - low)
+    image >>= 6
+    image += low
+    for o in scene.objects:
+        b = next(draws).to_bytes(8, "little")
+        reach = int(4 * JITTER[o.size] * size / 64)  # positions are in quarters of a pixel
+        y = (2 * o.row + 1) * 4 * size // (2 * GRID) + (b[0] * (2 * reach + 1) >> 8) - reach
+        x = (2 * o.column + 1) * 4 * size // (2 * GRID) + (b[1] * (2 * reach + 1) >> 8) - reach
+        top, left, alpha = _outline(o.shape, RADIUS[o.size] * size / 64, y & 3, x & 3)
+        top, left, (rows, width) = top + (y >> 2), 3 * (left + (x >> 2)), alpha.shape
+        colour = [
+            c + (tint * (2 * TINT + 1) >> 8) - TINT for c, tint in zip(COLOURS[o.colour], b[2:5], strict=True)
+        ]
+        box = image[top : top + rows, left : left + width]
+        mix = _row(colour, width // 3) - box
+        mix *= alpha
+        mix >>= 6
+        box += mix
+    if noise:
+        offset = (bits >> 8) % (3 * size * size)
+        image += _noise(size, noise)[offset : offset + 3 * size * size].reshape(size, 3 * size)
+        np.clip(image, 0, 255, out=image)
+    return image.astype(np.uint8).reshape(size, size, 3)
+
+
+# -------------------------------------------------------------------------------------------------- source
+
+# Every object there can be, by cell first: a sorted list of their numbers here is a scene's description.
+_PAIRS = list(itertools.product(COLOURS, SHAPES))
+_PAIRS.sort(key=lambda pair: pair in HELD_OUT)  # those of the compositional split come last
+_SEEN = len(_PAIRS) - len(HELD_OUT)
+_OBJECTS = [
+    Object(*pair, size, row, column)
+    for row, column in itertools.product(range(GRID), range(GRID))
+    for pair in _PAIRS
+    for size in RADIUS
+]
+_NUMBER = {o: k for k, o in enumerate(_OBJECTS)}
+_PER_CELL = len(_PAIRS) * len(RADIUS)
+
+
+def split_of(objects: Iterable[Object]) -> str:
+    """The split that a scene of these objects belongs to, whatever its look, index and seed.
+
+    A held-out pair of colour and shape makes it "compositional"; of the others, a hash gives one tenth to
+    "val" and one to "test".
+    """
+    objects = list(objects)
+    if any((o.colour, o.shape) in HELD_OUT for o in objects):
+        return "compositional"
+    return _hashed_split(sorted(_NUMBER[o] for o in objects))
+
+
+def _hashed_split(numbers: Iterable[int]) -> str:
+    return {0: "val", 1: "test"}.get(next(_draws(*numbers)) % 10, "train")
+
+
+class Scenes:
+    """Random access to drawn scenes with captions.
+
+    An example is {"image": uint8 [size, size, 3], "captions": [5 strings], "name": "scenes/train/17"}. It
+    depends on these arguments and the index only. No two splits share a set of objects, whatever the seed
+    (see `split_of`).
+
+    Args:
+      split: "train", "val", "test", or "compositional": each scene has a pair of HELD_OUT, the others none.
+      seed: another seed, other scenes.
+      size: width and height of the image in pixels, at least 24.
+      length: number of scenes; by default 1000, and endless (2^31 - 1) for train.
+      noise: standard deviation of the pixel noise, as a share of white.
+      max_objects: scenes have one to this many objects, at most 3.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        size: int = 64,
+        length: int | None = None,
+        noise: float = 0.0,
+        max_objects: int = 3,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f'Unknown split "{split}" of scenes.{nearest(split, SPLITS)}')
+        if size < 24:
+            raise ValueError(f"size is {size}: the shapes of scenes need at least 24 pixels.")
+        if max_objects not in MENTIONED:
+            raise ValueError(f"max_objects is {max_objects}: a scene has 1 to {max(MENTIONED)} objects.")
+        if noise < 0:
+            raise ValueError(f"noise is {noise}: a standard deviation cannot be negative.")
+        self.split, self.seed, self.size, self.noise, self.max_objects = split, seed, size, noise, max_objects
+        self.length = LENGTHS[split] if length is None else length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene, draws = self._start(index)
+        return {
+            "image": render(scene, self.size, self.noise),
+            "captions": [_say(scene.objects, draws) for _ in range(CAPTIONS)],
+            "name": f"scenes/{self.split}/{index}",
+        }
+
+    def captions(self, index: int) -> list[str]:
+        """The five captions of `self[index]`, without drawing it."""
+        scene, draws = self._start(index)
+        return [_say(scene.objects, draws) for _ in range(CAPTIONS)]
+
+    def scene(self, index: int) -> Scene:
+        """The scene of `self[index]`."""
+        return self._start(index)[0]
+
+    def log_prob(self, index: int, caption: str) -> float:
+        """See `log_prob` of this module."""
+        return log_prob(caption, self.scene(index))
+
+    def is_true(self, index: int, caption: str) -> bool:
+        """See `is_true` of this module."""
+        return is_true(caption, self.scene(index))
+
+    def entropy(self, index: int) -> tuple[float, float]:
+        """See `entropy` of this module."""
+        return entropy(self.scene(index))
+
+    def _start(self, index: int) -> tuple[Scene, Iterator[int]]:
+        """The scene, and the stream that its captions are drawn from."""
+        index = operator.index(index)
+        if not 0 <= index < self.length:
+            raise IndexError(f"scenes/{self.split} has no example {index}; it has {self.length}.")
+        draws = _draws(self.seed, SPLITS.index(self.split), index)
+        count = 1 + next(draws) % self.max_objects
+        while True:
+            numbers = []
+            for k in range(count):
+                bits, cell = divmod(next(draws), GRID * GRID)
+                bits, size = divmod(bits, len(RADIUS))
+                # A compositional scene has one held-out pair; all other pairs are those of training.
+                held_out = k == 0 and self.split == "compositional"
+                pair = _SEEN + bits % len(HELD_OUT) if held_out else bits % _SEEN
+                numbers.append(cell * _PER_CELL + pair * len(RADIUS) + size)
+            numbers.sort()
+            objects = tuple(_OBJECTS[n] for n in numbers)
+            distinct = len({n // _PER_CELL for n in numbers}) == len({o[:2] for o in objects}) == count
+            if distinct and (self.split == "compositional" or _hashed_split(numbers) == self.split):
+                return Scene(objects, next(draws)), draws

@@ -1,0 +1,379 @@
+"""Transforms: small callables (example, rng) -> example, written in a config as one string.
+
+"decode | random_resized_crop(96, min_area=0.6) | flip | color_jitter(0.2) | caption(max_len=24)"
+"""
+
+import ast
+import inspect
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgen_jax.core import registry
+from mmgen_jax.data.quarantine import BrokenExample, read_bytes
+from mmgen_jax.data.text import BOS, EOS, PAD, Tokenizer
+
+Example = dict[str, Any]
+Transform = Callable[[Example, np.random.Generator], Example]
+
+__all__ = ["BrokenExample", "Transform", "parse"]
+
+# First bytes of the usual formats, to tell a picture cut in its header from something else altogether.
+_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_LUMA = np.array([0.299, 0.587, 0.114])
+_SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
+
+
+def decode(max_pixels: int = 2**26) -> Transform:
+    """Read the encoded image (bytes or a path) by its content, whatever its name says, as 8-bit RGB.
+
+    Grey, palette, CMYK and 16-bit images are converted; transparent parts are laid on white; the EXIF
+    orientation is applied; of an animation the first frame is taken. An image that is an array already
+    (uint8, [H, W, 3] or grey [H, W]) passes. The result is a PIL image, which the following transforms share
+    without copies; the end of a pipeline makes it an array.
+
+    Args:
+      max_pixels: an image that declares more pixels is refused before it is decoded (a decompression bomb).
+        PIL's own bound of 179 million holds in any case.
+
+    Raises:
+      BrokenExample: by the transform, when the image is missing, empty, truncated, no image, or too large.
+    """
+    from PIL import Image
+
+    # Too many pixels are refused here, with a reason; PIL's warning about the same would only be noise.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = example["image"]
+        if isinstance(image, np.ndarray):
+            return {**example, "image": _check_array(image)}
+        data = read_bytes(image) if isinstance(image, (str, Path)) else image
+        return {**example, "image": _decode(data, max_pixels)}
+
+    return transform
+
+
+def resize(size: int | tuple[int, int]) -> Transform:
+    """Resize so that the shorter side is `size` pixels long, or to exactly (height, width)."""
+    height, width = _pair(size)
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = _pil(example["image"])
+        if isinstance(size, int):
+            scale = size / min(image.size)
+            target = tuple(max(size, round(side * scale)) for side in image.size)
+        else:
+            target = (width, height)
+        return {**example, "image": _resample(image, target, None)}
+
+    return transform
+
+
+def center_crop(size: int | tuple[int, int]) -> Transform:
+    """Cut out the middle, `size` x `size` or (height, width) pixels; a smaller image is enlarged first."""
+    height, width = _pair(size)
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = _pil(example["image"])
+        scale = max(1.0, width / image.width, height / image.height)
+        cut_width, cut_height = min(width / scale, image.width), min(height / scale, image.height)
+        # Whole pixels, so that cutting alone never interpolates.
+        left, top = (image.width - cut_width) // 2, (image.height - cut_height) // 2
+        box = (left, top, left + cut_width, top + cut_height)
+        return {**example, "image": _resample(image, (width, height), box)}
+
+    return transform
+
+
+def random_resized_crop(
+    size: int | tuple[int, int], min_area: float = 0.25, ratio: float = 4 / 3
+) -> Transform:
+    """Cut out a random part and resize it (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+
+    Args:
+      size: side length of the result, or (height, width).
+      min_area: smallest area of the part, as a share of the image's.
+      ratio: the part's width / height lies between 1 / ratio and ratio, evenly in the logarithm.
+    """
+    height, width = _pair(size)
+    if not 0 < min_area <= 1 or ratio < 1:
+        raise ValueError(
+            f"random_resized_crop needs 0 < min_area <= 1 and ratio >= 1, not {min_area} and {ratio}."
+        )
+    log_ratio = math.log(ratio)
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = _pil(example["image"])
+        area, skew, x, y = rng.random(4)
+        area = (min_area + (1 - min_area) * area) * image.width * image.height
+        aspect = math.exp(log_ratio * (2 * skew - 1))
+        cut_width, cut_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        # A part that does not fit shrinks and keeps its shape. The bounds below only catch rounding.
+        shrink = min(1.0, image.width / cut_width, image.height / cut_height)
+        cut_width, cut_height = min(cut_width * shrink, image.width), min(cut_height * shrink, image.height)
+        left, top = x * (image.width - cut_width), y * (image.height - cut_height)
+        box = (left, top, min(left + cut_width, image.width), min(top + cut_height, image.height))
+        return {**example, "image": _resample(image, (width, height), box)}
+
+    return transform
+
+
+def flip(probability: float = 0.5) -> Transform:
+    """Mirror the image left to right, unless one of its captions speaks of left or right."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"flip needs a probability between 0 and 1, not {probability}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        if "captions" not in example:
+            raise ValueError("flip reads the captions: write it before caption in the pipeline.")
+        # The number is drawn in either case, so that a caption never changes the augmentations that follow.
+        chosen = rng.random() < probability
+        if not chosen or any(_SIDES.search(caption) for caption in example["captions"]):
+            return example
+        image = example["image"]
+        if isinstance(image, np.ndarray):
+            return {**example, "image": image[:, ::-1]}
+        from PIL import Image
+
+        return {**example, "image": _pil(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)}
+
+    return transform
+
+
+def color_jitter(strength: float = 0.2) -> Transform:
+    """Vary brightness, contrast and saturation by factors between 1 - strength and 1 + strength.
+
+    All three are linear in the colours, so they are applied as one 3 x 4 matrix: saturation first, then
+    contrast about the image's mean grey, then brightness.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"color_jitter needs a strength between 0 and 1, not {strength}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = _pil(example["image"])
+        brightness, contrast, saturation = 1 + strength * (2 * rng.random(3) - 1)
+        mean = float(_LUMA @ image.reduce(image.size).getpixel((0, 0)))  # averaging all pixels into one
+        colours = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * _LUMA[None, :])
+        offset = np.full((3, 1), brightness * (1 - contrast) * mean)
+        matrix = np.concatenate([colours, offset], axis=1).ravel().tolist()
+        return {**example, "image": image.convert("RGB", matrix)}
+
+    return transform
+
+
+def caption(max_len: int, per_image: int = 1, which: str = "random", *, tokenizer: Tokenizer) -> Transform:
+    """Turn `per_image` = C captions into "tokens": int32 [C, max_len + 1], each BOS ... EOS PAD.
+
+    A caption of more than max_len - 1 tokens is cut after max_len and then has no EOS, so that no false end
+    is learnt. All keys but the image and the tokens are dropped.
+
+    Args:
+      max_len: T, the number of positions that a decoder is trained on.
+      per_image: C. An image with fewer captions repeats them.
+      which: "random" draws without replacement; "first" takes them in order, as evaluations want.
+      tokenizer: given by the program.
+    """
+    if which not in ("random", "first"):
+        raise ValueError(f'caption: unknown which="{which}".{registry.nearest(which, ("random", "first"))}')
+    if max_len < 1 or per_image < 1:
+        raise ValueError(f"caption needs max_len and per_image of at least 1, not {max_len}, {per_image}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        captions = example.get("captions")
+        if not captions:
+            raise ValueError(f"caption: the example {example.get('name', '')!r} has no captions.")
+        count = len(captions)
+        if which == "random" and count > 1:
+            rounds = -(-per_image // count)
+            order = np.concatenate([rng.permutation(count) for _ in range(rounds)])
+        else:
+            order = np.arange(per_image) % count
+        tokens = np.full((per_image, max_len + 1), PAD, np.int32)
+        for row, k in zip(tokens, order, strict=False):
+            ids = [BOS, *tokenizer.encode(captions[k]), EOS][: max_len + 1]
+            row[: len(ids)] = ids
+        return {"image": example["image"], "tokens": tokens}
+
+    return transform
+
+
+def array() -> Transform:
+    """Make the image uint8 [H, W, 3] and drop what no batch can hold (captions, names). `parse` adds this."""
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = example["image"]
+        if isinstance(image, (bytes, str, Path)):
+            raise ValueError("The image is still encoded: begin the pipeline with decode.")
+        kept = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
+        return {**kept, "image": _check_array(np.asarray(image))}
+
+    return transform
+
+
+FACTORIES = {
+    f.__name__: f
+    for f in (decode, resize, center_crop, random_resized_crop, flip, color_jitter, caption, array)
+}
+
+
+def parse(text: str, context: Mapping[str, Any]) -> list[Transform]:
+    """Build the pipeline "name | name(argument, key=value) | ...".
+
+    Args:
+      text: the pipeline; arguments are literals.
+      context: what the program hands to factories that have a keyword-only parameter of that name, such as
+        {"tokenizer": tokenizer}.
+
+    Returns:
+      The transforms in order, and one more that makes the image an array.
+
+    Raises:
+      ValueError: no such transform or argument (names the nearest), one is missing, or the text is no
+        pipeline.
+    """
+    try:
+        tree = ast.parse(f"({text})", mode="eval").body  # in brackets it may span several lines
+    except SyntaxError as error:
+        raise ValueError(
+            f'The pipeline "{text}" cannot be read: {error.msg} near column {(error.offset or 1) - 1}. '
+            'Write "decode | resize(96) | ...".'
+        ) from None
+    return [_build(step, text, context) for step in _steps(tree)] + [array()]
+
+
+def _steps(tree: ast.expr) -> list[ast.expr]:
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
+        return _steps(tree.left) + _steps(tree.right)
+    return [tree]
+
+
+def _build(step: ast.expr, text: str, context: Mapping[str, Any]) -> Transform:
+    """One step of the syntax tree -> its transform."""
+    call = step if isinstance(step, ast.Call) else ast.Call(func=step, args=[], keywords=[])
+    source = ast.unparse(step)
+    if not isinstance(call.func, ast.Name):
+        raise ValueError(
+            f'"{source}" in the pipeline "{text}" is no transform. Write name or name(arguments).'
+        )
+    name = call.func.id
+    factory = registry.choose(FACTORIES, name, f'transform in the pipeline "{text}":')
+    parameters = inspect.signature(factory).parameters.values()
+    given = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+    own = [p.name for p in parameters if p.name not in given]
+    try:
+        args = [ast.literal_eval(arg) for arg in call.args]
+        kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except ValueError:
+        raise ValueError(
+            f'The arguments of "{source}" must be plain values such as 96, 0.5 or "text".'
+        ) from None
+    if None in kwargs or len(args) > len(own):
+        raise ValueError(f'"{source}" has too many arguments; {name} takes: {", ".join(own) or "none"}.')
+    for parameter, value in zip(own, args, strict=False):
+        if parameter in kwargs:
+            raise ValueError(f'"{source}" gives {parameter} twice.')
+        kwargs[parameter] = value
+    absent = given - context.keys()
+    if absent:
+        raise ValueError(
+            f'"{source}" needs {", ".join(sorted(absent))}, which this program does not provide.'
+        )
+    try:
+        return registry.call(factory, kwargs, f'"{source}"', **{key: context[key] for key in given})
+    except TypeError as error:
+        raise ValueError(f'"{source}" has an argument of the wrong type: {error}.') from error
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """size or (height, width) -> (height, width), checked."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"A size is a positive whole number or (height, width), not {size!r}.")
+    return pair
+
+
+def _check_array(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] as it is; grey [H, W] or [H, W, 1] is repeated."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(f"An image array must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}.")
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+def _pil(image: Any):
+    """The image as a PIL image."""
+    from PIL import Image
+
+    if isinstance(image, (bytes, str, Path)):
+        raise ValueError("The image is still encoded: begin the pipeline with decode.")
+    return (
+        Image.fromarray(np.ascontiguousarray(_check_array(image))) if isinstance(image, np.ndarray) else image
+    )
+
+
+def _resample(image, size: tuple[int, int], box: tuple[float, float, float, float] | None):
+    """Cut `box` out of a PIL image and resize it to (width, height), with antialiasing."""
+    from PIL import Image
+
+    return image.resize(size, Image.Resampling.BILINEAR, box=box)
+
+
+def _decode(data: bytes, max_pixels: int):
+    """Encoded bytes -> PIL image in mode RGB."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise BrokenExample("zero bytes")
+    try:
+        image = Image.open(io.BytesIO(data))
+        # The header has been read, the pixels have not.
+        if image.width * image.height > max_pixels:
+            raise BrokenExample(
+                f"decompression bomb: {image.width} x {image.height} pixels declared, at most {max_pixels}"
+            )
+        image.load()
+        return _to_rgb(image)
+    except BrokenExample:
+        raise
+    except UnidentifiedImageError:
+        kind = "truncated: cut in its header" if data.startswith(_SIGNATURES) else "not an image"
+        start = ascii(data[:8].decode("latin-1"))
+        raise BrokenExample(f"{kind}: {len(data)} bytes that begin with {start}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenExample(f"decompression bomb: {error}") from None
+    except Exception as error:  # PIL's plugins raise all sorts of things on damaged files.
+        raise BrokenExample(f"truncated or damaged: {error}") from error
+
+
+def _to_rgb(image):
+    """Any mode -> RGB, upright."""
+    from PIL import Image, ImageOps
+
+    try:
+        upright = image.getexif().get(0x0112, 1) == 1  # the tag Orientation
+    except Exception:  # A damaged tag block says nothing about the pixels.
+        upright = True
+    if not upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        # convert() would clip at 255.
+        grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BrokenExample(
+            f"no known range: mode {image.mode} has 32 bits a pixel; save it with 8 or 16 bits"
+        )
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

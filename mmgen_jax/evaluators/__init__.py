@@ -1,0 +1,1 @@
+"""Run a named prediction over a data set and score it."""

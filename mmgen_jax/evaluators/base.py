@@ -1,0 +1,63 @@
+"""What every evaluator does: run a named prediction over a whole data set, on any number of processes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmgen_jax.data import sources
+from mmgen_jax.data.loader import loader
+from mmgen_jax.data.pipeline import Pipeline
+
+Predict = Callable[[str, Mapping[str, np.ndarray]], dict]
+
+
+class Row(NamedTuple):
+    """One score in the final table, in the unit in which it is printed.
+
+    Attributes:
+      value: the score; interval: its 95 % bootstrap interval; floor and ceiling: see scores/captions.py. None where there is none.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+    floor: float | None = None
+    ceiling: float | None = None
+
+
+class Evaluator:
+    """A data set, and how to read it.
+
+    Args:
+      source, transforms: as in the config's data section.
+      batch_size: over all processes; the last batch is padded, and the padding masked.
+      pipeline: the run's, for its tokenizer.
+    """
+
+    def __init__(
+        self, *, source: Mapping[str, Any], transforms: str, batch_size: int, pipeline: Pipeline
+    ):
+        self.spec, self.batch_size, self.pipeline = dict(source), batch_size, pipeline
+        self.source = sources.make(source)
+        self.transforms = pipeline.parse(transforms)
+
+    def outputs(self, predict: Predict, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(predictions, inputs) of every example that is not broken, by index. Images are left out of the inputs."""
+        outputs: list[dict] = []
+        for batch in loader(
+            self.source,
+            self.transforms,
+            self.batch_size,
+            process=self.pipeline.process,
+            quarantine=self.pipeline.quarantine(self.source, self.spec.get("split") or self.spec["name"]),
+        ):
+            result = predict(name, batch)
+            result["__batch"].pop("image", None)
+            keep = result["__batch"]["mask"] > 0
+            result = {**result, **{f"__{key}": value for key, value in result.pop("__batch").items()}}
+            outputs.append({key: value[keep] for key, value in result.items()})
+        joined = {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
+        order = np.argsort(joined["__index"], kind="stable")
+        joined = {key: value[order] for key, value in joined.items()}
+        inputs = {key[2:]: joined.pop(key) for key in list(joined) if key.startswith("__")}
+        return joined, inputs

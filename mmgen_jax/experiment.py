@@ -1,0 +1,126 @@
+"""Experiment: a config made real. Training, evaluation and captioning all start from one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mmgen_jax.core import config as config_lib
+from mmgen_jax.core import optimizer as optimizer_lib
+from mmgen_jax.core import parallel, registry, sharding
+from mmgen_jax.core.checkpoint import Checkpointer
+from mmgen_jax.core.state import State
+from mmgen_jax.data.pipeline import Pipeline
+
+
+class WorkdirError(ValueError):
+    """A workdir that belongs to another config; the message names the keys that differ, and the remedy."""
+
+
+class Experiment:
+    """The parts of a config, built and placed on today's devices.
+
+    Args:
+      config: as every file in configs/ returns it; strictly checked.
+      workdir: where the run lives; None writes nothing and trains the tokenizer anew.
+
+    Attributes:
+      layout: mesh, mode and sharding rules.
+      pipeline: the training data and the tokenizer.
+      task: the network with its objective.
+      abstract, shardings: the State's shapes, and where each array lives.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path | None = None):
+        config_lib.check(config)
+        self.config, self.workdir = config, workdir
+        self.layout = registry.call(sharding.make, config.mesh, "mesh")
+        process = (jax.process_index(), jax.process_count())
+        self.pipeline = registry.call(
+            Pipeline, config.data, "data", workdir=workdir, seed=config.seed, process=process
+        )
+        options = {"steps": config.steps, **config.optimizer}
+        optimizer = registry.call(optimizer_lib.make, options, "optimizer")
+        task = dict(config.task)
+        make = registry.lookup("tasks", task.pop("name")).make
+        self.task = registry.call(
+            make,
+            task,
+            "task",
+            optimizer=optimizer,
+            axis=parallel.axis_of(self.layout),
+            context=self.pipeline.context,
+        )
+        self.abstract: State = jax.eval_shape(self._init, jax.random.key(0))
+        self.shardings: State = sharding.infer(self.abstract, self.layout)
+        self.evaluators = {name: self._evaluator(name, dict(spec)) for name, spec in config.evals.items()}
+        self._compiled: dict[str, Callable] = {}
+
+    def _init(self, rng: jax.Array) -> State:
+        return self.task.init(rng, self.pipeline.example_batch())
+
+    def _evaluator(self, name: str, spec: dict[str, Any]) -> Any:
+        make = registry.lookup("evaluators", spec.pop("name")).make
+        spec.pop("every", None)
+        return registry.call(make, spec, f"evals.{name}", pipeline=self.pipeline)
+
+    def init(self) -> State:
+        """The state before the first step; a function of the config's seed alone."""
+        return jax.jit(self._init, out_shardings=self.shardings)(jax.random.key(self.config.seed))
+
+    def checkpointer(self) -> Checkpointer:
+        """The workdir's checkpoints; they must have been written with this run's tokenizer."""
+        return Checkpointer(
+            self.workdir / "checkpoints",
+            keep=self.config.checkpoint.keep,
+            facts={"tokenizer": self.pipeline.tokenizer.fingerprint},
+        )
+
+    def predictor(self, params: dict, variables: dict) -> Callable[[str, Mapping[str, np.ndarray]], dict]:
+        """`predict(name, batch) -> arrays on the host`, whole on every process, for evaluators."""
+        places = {name: self.shardings.params[name] for name in params}
+        rng = jax.random.key(self.config.seed)
+
+        def predict(name: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if name not in self._compiled:
+                fn = registry.choose(self.task.predict, name, "prediction")
+                self._compiled[name] = parallel.compile_predict(
+                    lambda params, variables, batch, rng: {**fn(params, variables, batch, rng), "__batch": batch},
+                    self.layout,
+                    places,
+                    self.shardings.variables,
+                )
+            # Each batch draws its own samples.
+            first = jnp.uint32(int(np.max(batch["index"])) + 1) if "index" in batch else jnp.uint32(0)
+            key = jax.random.fold_in(rng, first)
+            return jax.device_get(
+                self._compiled[name](params, variables, sharding.put_batch(batch, self.layout), key)
+            )
+
+        return predict
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict, override: bool = False) -> None:
+    """Make `workdir` this config's, or see that it is.
+
+    Raises:
+      WorkdirError: it was made by a config that differs, and override is false.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        changed = config_lib.differences(config_lib.load_json(path), config)
+        if changed and not override:
+            raise WorkdirError(
+                f"{workdir} was made by a different config:\n  "
+                + "\n  ".join(changed)
+                + "\nTake another --workdir, or --override to go on here with the new values."
+            )
+        if not changed:
+            return
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(config_lib.to_json(config) + "\n", encoding="utf-8")

@@ -1,0 +1,71 @@
+"""Pictures of attention: an image, its caption, and where the model looked for each word."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def attention(
+    path: Path,
+    images: Sequence[np.ndarray],
+    captions: Sequence[Sequence[str]],
+    weights: Sequence[np.ndarray],
+    titles: Sequence[str] | None = None,
+    columns: int = 12,
+) -> Path:
+    """Write a PNG with a row (or more, for long captions) an image: the image, then one map a word over the dimmed image.
+
+    Args:
+      path: the file to write.
+      images: uint8 [H, W, 3].
+      captions: words (or pieces), as many as there are maps.
+      weights: float [T, P], with P = h x h positions of a square grid, row by row; rows behind the words are left out.
+      titles: a line above each image; default its caption.
+      columns: maps in a row.
+    """
+    # The object interface needs no display and leaves the user's pyplot alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = [max(1, -(-len(words) // columns)) for words in captions]
+    width = min(columns, max((len(words) for words in captions), default=1)) + 1.4
+    figure = Figure(figsize=(1.15 * width, 1.45 * sum(lines) + 0.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subfigures(len(images), 1, height_ratios=lines, squeeze=False)[:, 0]
+    titles = titles or [" ".join(words) for words in captions]
+    for row, image, words, maps, title, count in zip(rows, images, captions, weights, titles, lines, strict=True):
+        row.suptitle(title, fontsize=9, x=0.01, ha="left", fontweight="bold")
+        ratios = [1.4] + [1] * int(width - 1.4)
+        axes = row.subplots(count, len(ratios), width_ratios=ratios, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        axes[0, 0].imshow(image)
+        for i, word in enumerate(words):
+            axis = axes[i // columns, 1 + i % columns]
+            _overlay(axis, image, maps[i])
+            axis.set_title(word, fontsize=8, pad=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _overlay(axis: Any, image: np.ndarray, weights: np.ndarray) -> None:
+    """The image, dark where the model did not look; the brightest place of each map is fully lit."""
+    side = round(len(weights) ** 0.5)
+    height, width = image.shape[:2]
+    grey = image.astype(np.float32).mean(axis=2) / 255.0
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=1.6, extent=(0, width, height, 0))
+    maps = weights.reshape(side, side)
+    axis.imshow(
+        maps,
+        cmap="inferno",
+        alpha=0.65,
+        vmin=0,
+        vmax=max(float(maps.max()), 1e-6),
+        interpolation="bilinear",
+        extent=(0, width, height, 0),
+    )
+    axis.set_xlim(0, width)
+    axis.set_ylim(height, 0)

@@ -1,0 +1,1 @@
+"""Arrays in, one value an example out."""

@@ -1,0 +1,52 @@
+"""Attention of a decoder over an image's positions; the weights come out, for pictures and for losses.
+
+Plain functions over arrays, so that they run inside one scan over words; the modules that own the parameters call them.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+
+def additive_scores(query: jax.Array, keys: jax.Array, v: jax.Array) -> jax.Array:
+    """e = v . tanh(query + key), head by head (Bahdanau et al., 2015, section A.1.2).
+
+    Args:
+      query: [B, C, A], the queries of an image's C rows.
+      keys: [B, P, A], projected once an image.
+      v: [heads, A / heads].
+
+    Returns:
+      [B, C, heads, P].
+    """
+    hidden = jnp.tanh(query[:, :, None, :] + keys[:, None, :, :])  # [B, C, P, A]
+    heads = v.shape[0]
+    if heads == 1:
+        return (hidden @ v[0])[:, :, None, :]
+    hidden = rearrange(hidden, "b c p (h a) -> b c h p a", h=heads)
+    return jnp.einsum("bchpa,ha->bchp", hidden, v)
+
+
+def dot_scores(query: jax.Array, keys: jax.Array, heads: int) -> jax.Array:
+    """e = query . key / sqrt(A / heads) (Vaswani et al., 2017, eq. 1).
+
+    query: [B, C, A]; keys: [B, P, A] -> [B, C, heads, P].
+    """
+    query = rearrange(query, "b c (h a) -> b c h a", h=heads)
+    keys = rearrange(keys, "b p (h a) -> b p h a", h=heads)
+    return jnp.einsum("bcha,bpha->bchp", query, keys) * query.shape[-1] ** -0.5
+
+
+def weigh(scores: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Softmax over positions in float32, and the weighted sum of the values, each head over its slice of features.
+
+    scores: [B, C, heads, P]; values: [B, P, D] -> context [B, C, D], weights [B, C, heads, P].
+    """
+    weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
+    heads = scores.shape[2]
+    if heads == 1:
+        context = jnp.einsum("bcp,bpd->bcd", weights[:, :, 0].astype(values.dtype), values)
+        return context, weights
+    values = rearrange(values, "b p (h d) -> b p h d", h=heads)
+    context = jnp.einsum("bchp,bphd->bchd", weights.astype(values.dtype), values)
+    return rearrange(context, "b c h d -> b c (h d)"), weights

@@ -1,0 +1,1 @@
+"""Scores in NumPy, on the host."""

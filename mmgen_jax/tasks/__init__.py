@@ -1,0 +1,1 @@
+"""A network with its objective: what the loop trains."""

@@ -1,0 +1,114 @@
+"""Task: a network with its objective. The loop, the checkpoints and the sharding know no more of it than this."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+
+from mmgen_jax.core import metrics as metrics_lib
+from mmgen_jax.core import parallel
+from mmgen_jax.core.metrics import Mean
+from mmgen_jax.core.optimizer import Optimizer
+from mmgen_jax.core.state import State
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, Mean]
+
+
+class Task:
+    """A task with one network writes `networks`, `loss` and `predict`, and stops. A GAN overrides `train_step`.
+
+    Attributes:
+      optimizer: see core/optimizer.py.
+      axis: the name over which `train_step` averages by itself (pmap mode), or None.
+      predict: what evaluators may call: {name: fn(params, variables, batch, rng) -> tree of arrays}.
+    """
+
+    def __init__(self, optimizer: Optimizer, axis: str | None):
+        self.optimizer, self.axis = optimizer, axis
+        self.predict: dict[str, Callable] = {}
+
+    def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
+        """Initialise: {network: flax variables, "params" among them}."""
+        raise NotImplementedError
+
+    def loss(
+        self, params: dict, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Metrics, dict]]:
+        """The scalar to minimise, (metrics, new variables). `step` is for schedules inside a loss.
+
+        `metrics["loss"].count` is the weight of this batch when its gradient is averaged with that of others.
+        """
+        raise NotImplementedError
+
+    def init(self, rng: jax.Array, batch: Batch) -> State:
+        """The state before the first step. batch: only its shapes matter."""
+        init_rng, rng = jax.random.split(rng)
+        networks = self.networks(init_rng, batch)
+        params = {name: variables["params"] for name, variables in networks.items()}
+        variables = {
+            name: {key: value for key, value in variables.items() if key != "params"}
+            for name, variables in networks.items()
+        }
+        opt_state = {name: self.optimizer.transform.init(params[name]) for name in params}
+        # A copy: the step gives its old state's memory away, and one buffer cannot be given away twice.
+        ema = jax.tree.map(jnp.copy, params) if self.optimizer.ema else {}
+        return State(jnp.int32(0), rng, params, variables, opt_state, ema)
+
+    def gradients(
+        self, params: dict, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[Any, Metrics, dict]:
+        """Gradient of the loss over a batch, in `optimizer.accumulate` slices and over the devices of `axis`.
+
+        Slices and devices are weighted by their count, so that the result is the whole batch's gradient even where captions
+        differ in length.
+        """
+
+        def of(variables, batch, rng):
+            value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
+            (_, (metrics, variables)), grads = value_and_grad(params, variables, batch, rng, step)
+            weight = metrics["loss"].count
+            return variables, (jax.tree.map(lambda g: g * weight, grads), metrics)
+
+        slices = self.optimizer.accumulate
+        if slices == 1:
+            variables, (grads, metrics) = of(variables, batch, rng)
+        else:
+            # Every slice takes rows from each device, so that no row moves.
+            parts = jax.tree.map(lambda x: rearrange(x, "(b s) ... -> s b ...", s=slices), batch)
+
+            def body(loop, inputs):
+                index, part = inputs
+                variables, (grads, metrics) = of(loop[0], part, jax.random.fold_in(rng, index))
+                return (
+                    variables,
+                    jax.tree.map(jnp.add, loop[1], grads),
+                    metrics_lib.merge(loop[2], metrics),
+                ), None
+
+            first = jax.tree.map(lambda x: x[0], parts)
+            empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, variables, first, rng)[1])
+            loop, _ = jax.lax.scan(body, (variables, *empty), (jnp.arange(slices), parts))
+            variables, grads, metrics = loop
+        grads, metrics = parallel.total((grads, metrics), self.axis)
+        weight = jnp.maximum(metrics["loss"].count, 1e-12)
+        return jax.tree.map(lambda g: g / weight, grads), metrics, variables
+
+    def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """One update of every network through `loss`."""
+        rng = parallel.device_key(jax.random.fold_in(state.rng, state.step), self.axis)
+        grads, metrics, variables = self.gradients(state.params, state.variables, batch, rng, state.step)
+        params, opt_state = {}, {}
+        for name, grad in grads.items():
+            updates, opt_state[name] = self.optimizer.transform.update(grad, state.opt_state[name], state.params[name])
+            params[name] = optax.apply_updates(state.params[name], updates)
+        ema = {
+            name: optax.incremental_update(params[name], average, 1.0 - self.optimizer.ema)
+            for name, average in state.ema.items()
+        }
+        metrics["grad_norm"] = Mean.of(optax.global_norm(grads))
+        metrics["learning_rate"] = Mean.of(self.optimizer.schedule(state.step))
+        return State(state.step + 1, state.rng, params, variables, opt_state, ema), metrics

@@ -1,0 +1,210 @@
+"""train(config, workdir): the one loop. It knows `state, metrics = step(state, batch)` and nothing of any task."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from mmgen_jax.core import flops, parallel, sharding
+from mmgen_jax.core import metrics as metrics_lib
+from mmgen_jax.core.state import State
+from mmgen_jax.core.writer import Writers
+from mmgen_jax.evaluate import print_table, run_evaluator
+from mmgen_jax.experiment import Experiment, claim
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop, and has saved its state."""
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    *,
+    override: bool = False,
+    console: Console | None = None,
+) -> State:
+    """Train until `config.steps`, from the newest checkpoint where there is one.
+
+    Args:
+      config: see configs/.
+      workdir: gets config.json, metrics.jsonl, tokenizer.json, checkpoints/, figures/.
+      override: go on in a workdir that a different config made.
+      console: where to print.
+
+    Returns:
+      The last state.
+
+    Raises:
+      WorkdirError: the workdir belongs to a different config.
+      FloatingPointError: the loss is not finite; the last checkpoint stays.
+      Interrupted: SIGINT or SIGTERM came; a checkpoint of the last step is saved. The same call goes on from it.
+    """
+    workdir = Path(workdir)
+    claim(workdir, config, override)
+    experiment = Experiment(config, workdir)
+    checkpointer = experiment.checkpointer()
+    if checkpointer.latest is None:
+        state, start = experiment.init(), 0
+    else:
+        state = checkpointer.restore(experiment.abstract, experiment.shardings)
+        start = int(state.step)
+    batches = experiment.pipeline.train(start)
+    names = config.get("writers", ("jsonl",))
+    with Writers(workdir, names, config.steps, start, console) as writers, _stop_signal() as stop:
+        say = writers.console.print
+        size = sum(x.size for x in jax.tree.leaves(state.params))
+        say(f"{'resuming at step ' + str(start) if start else 'training'} in {workdir}: {size:,} parameters, "
+            f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)", highlight=False)  # fmt: skip
+        if start < config.steps:
+            batch = sharding.put_batch(next(batches), experiment.layout)
+            step_fn, step_flops = _compile(experiment, state, batch, say)
+            clock = Clock(config.data.batch_size, step_flops)
+        previous = None
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = step_fn(state, batch)
+            # The device works on step n; meanwhile the numbers of step n - 1 are read and the next batch is fetched.
+            if previous is not None:
+                _record(clock, previous, writers, config.log_every)
+            previous = step, metrics
+            last = step == config.steps or stop()
+            if not last:
+                batch = sharding.put_batch(clock.wait(batches), experiment.layout)
+            writers.progress(step)
+            evals = _due(config, step)
+            if last or evals or step % config.checkpoint.every == 0:
+                with clock.pause():
+                    _record(clock, previous, writers, config.log_every)
+                    previous = None
+                    if last or step % config.checkpoint.every == 0:
+                        checkpointer.save(step, state)
+                    if not last:
+                        for name in evals:
+                            run_evaluator(experiment, name, state.eval_params, state.variables, step, writers)
+            if last and step < config.steps:
+                checkpointer.close()
+                raise Interrupted(f"Stopped and saved at step {step}. The same command goes on from there.")
+        checkpointer.wait()
+        tables = {
+            name: run_evaluator(
+                experiment, name, state.eval_params, state.variables, config.steps, writers, table=True
+            )
+            for name in experiment.evaluators
+        }
+    checkpointer.close()
+    for name, table in tables.items():
+        print_table(name, table, writers.console)
+    return state
+
+
+def _due(config: ml_collections.ConfigDict, step: int) -> list[str]:
+    """The evaluations that their `every` asks for at this step; 0 or none: only at the end."""
+    return [name for name, spec in config.evals.items() if spec.get("every", 0) and step % spec.every == 0]
+
+
+def _compile(experiment: Experiment, state: State, batch: Any, say: Any) -> tuple[Any, float]:
+    """The compiled step, and its FLOPs on one device."""
+    begin = time.perf_counter()
+    step = parallel.compile_step(experiment.task.train_step, experiment.layout, experiment.shardings)
+    traced = step.trace(state, batch)
+    compiled = traced.lower().compile()
+    total = flops.count(traced.jaxpr)
+    # In pmap mode the traced program is already one device's.
+    per_device = total if experiment.layout.mode == "pmap" else total / jax.device_count()
+    say(f"compiled in {time.perf_counter() - begin:.1f} s; {total / 1e9:.1f} GFLOP a step", highlight=False)
+    return compiled, per_device
+
+
+class Clock:
+    """Sums up what the steps between two reports did and how long they took.
+
+    Args:
+      batch_size: N.
+      step_flops: of one step on one device.
+    """
+
+    def __init__(self, batch_size: int, step_flops: float):
+        self._batch_size, self._step_flops = batch_size, step_flops
+        self._peak = flops.peak(jax.devices()[0])
+        self._reset()
+
+    def _reset(self) -> None:
+        self._begin, self._waited, self._paused, self._steps = time.perf_counter(), 0.0, 0.0, 0
+        self._metrics: dict | None = None
+
+    def wait(self, batches: Iterator) -> Any:
+        """The next batch; the time until it comes counts as waiting for data."""
+        begin = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - begin
+        return batch
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Evaluations and checkpoints do not count as training time."""
+        begin, before = time.perf_counter(), self._begin
+        yield
+        spent = time.perf_counter() - begin
+        if self._begin == before:
+            self._paused += spent
+        else:
+            self._begin = time.perf_counter()
+
+    def add(self, metrics: dict) -> None:
+        self._steps += 1
+        self._metrics = metrics if self._metrics is None else metrics_lib.merge(self._metrics, metrics)
+
+    def report(self) -> dict[str, float]:
+        """The numbers since the last report."""
+        seconds = max(time.perf_counter() - self._begin - self._paused, 1e-9)
+        values = {f"train/{name}": value for name, value in metrics_lib.compute(self._metrics).items()}
+        values["train/examples_per_s"] = self._batch_size * self._steps / seconds
+        values["train/step_time"] = seconds / self._steps
+        values["train/data_wait"] = self._waited / seconds
+        if self._peak:
+            values["train/mfu"] = self._step_flops * self._steps / seconds / self._peak
+        self._reset()
+        return values
+
+
+def _record(clock: Clock, previous: tuple[int, dict], writers: Writers, every: int) -> None:
+    """Read a finished step's metrics; write a report where one is due."""
+    step, metrics = previous
+    metrics = jax.tree.map(np.asarray, jax.device_get(metrics))
+    loss = metrics["loss"].compute() if "loss" in metrics else 0.0
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss is {float(loss)} at step {step}. Lower optimizer.learning_rate, lengthen optimizer.warmup or set "
+            "optimizer.clip_norm; the last checkpoint is whole."
+        )
+    clock.add(metrics)
+    if step % every == 0:
+        writers.scalars(step, clock.report())
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Any]:
+    """A function that tells whether SIGINT or SIGTERM has come; a second SIGINT stops at once."""
+    came = []
+
+    def handle(number, frame):
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    try:
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: a notebook's worker; signals stay as they are
+        old = {}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,57 @@
+"""Train what a config describes, and go on where an earlier call stopped.
+
+  python scripts/train.py --config configs/captioner_scenes.py --workdir runs/captioner_scenes
+
+--config FILE[:args]    an experiment; its arguments follow a colon: configs/captioner_scenes.py:tiny or :steps=500
+--config.KEY=VALUE      change one value: --config.optimizer.learning_rate=1e-3 --config.data.batch_size=32
+--workdir DIR           gets config.json, metrics.jsonl, checkpoints/, figures/; the same command again resumes
+--override              go on in a workdir that was made by a different config
+
+Several machines: on TPU, Slurm and GKE add --distributed; elsewhere also
+--coordinator HOST:PORT --num_processes N --process_id I, the same command on each.
+"""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mmgen_jax.command_line import start_jax, tell
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:args].")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+OVERRIDE = flags.DEFINE_bool("override", False, "Go on in a workdir that a different config made.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, found by JAX (TPU, Slurm, GKE).")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing finds it.")
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+
+NEXT = """
+Next:
+  python scripts/caption.py --workdir {workdir} --figures /tmp/attention PATH...   # caption your own images
+  python scripts/evaluate.py --workdir {workdir} --split test                      # score another split
+  tail -n 3 {workdir}/metrics.jsonl                                                # every number of the run
+  ls {workdir}/figures                                                             # where it looked for each word
+"""
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown argument(s): {' '.join(argv[1:])}")
+
+    def run():
+        start_jax(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        import jax
+
+        from mmgen_jax.train import train
+
+        train(CONFIG.value, WORKDIR.value, override=OVERRIDE.value)
+        if jax.process_index() == 0:
+            print(NEXT.format(workdir=WORKDIR.value))
+
+    sys.exit(tell(run))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
