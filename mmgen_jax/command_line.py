@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging
 
 
 def start_jax(
@@ -15,11 +16,13 @@ def start_jax(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Join the other processes of a run, if it has any. TPU, Slurm and GKE tell by themselves who they are.
+    """Quieten the libraries, and join the other processes of a run. TPU, Slurm and GKE tell by themselves who they are.
 
     Raises:
       ValueError: a coordinator without the other two numbers, or the other way round.
     """
+    # Orbax tells every move at level INFO, which would bury the run's own lines.
+    logging.set_verbosity(logging.WARNING)
     explicit = (coordinator, num_processes, process_id)
     if any(value is not None for value in explicit):
         if None in explicit:

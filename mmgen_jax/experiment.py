@@ -80,16 +80,16 @@ class Experiment:
             facts={"tokenizer": self.pipeline.tokenizer.fingerprint},
         )
 
-    def predictor(self, params: dict, variables: dict) -> Callable[[str, Mapping[str, np.ndarray]], dict]:
-        """`predict(name, batch) -> arrays on the host`, whole on every process, for evaluators."""
+    def predictor(self, params: dict, variables: dict) -> Callable[[str, Mapping[str, np.ndarray]], tuple]:
+        """`predict(name, batch) -> (predictions, batch)`: on the host, the rows of all processes on each, for evaluators."""
         places = {name: self.shardings.params[name] for name in params}
         rng = jax.random.key(self.config.seed)
 
-        def predict(name: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def predict(name: str, batch: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
             if name not in self._compiled:
                 fn = registry.choose(self.task.predict, name, "prediction")
                 self._compiled[name] = parallel.compile_predict(
-                    lambda params, variables, batch, rng: {**fn(params, variables, batch, rng), "__batch": batch},
+                    lambda params, variables, batch, rng: (fn(params, variables, batch, rng), batch),
                     self.layout,
                     places,
                     self.shardings.variables,

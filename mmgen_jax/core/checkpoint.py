@@ -47,7 +47,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep or None, create=True),
-            item_names=("state", "facts"),
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "facts": ocp.JsonCheckpointHandler()},
         )
 
     @property
@@ -62,7 +62,7 @@ class Checkpointer:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_keys_to_data(_as_dict(state))), facts=ocp.args.JsonSave(self.facts)
+                state=ocp.args.PyTreeSave(_keys_to_data(_as_dict(state))), facts=ocp.args.JsonSave(self.facts)
             ),
         )
 
@@ -86,7 +86,7 @@ class Checkpointer:
           CheckpointError: none there, other facts, or other arrays (says which).
         """
         tree = self._read(_as_dict(abstract), _as_dict(shardings), step)
-        rng = jax.random.wrap_key_data(tree["rng"], impl=jax.random.key_impl(abstract.rng))
+        rng = jax.random.wrap_key_data(tree["rng"])
         return State(**{**tree, "rng": jax.device_put(rng, shardings.rng)})
 
     def restore_for_eval(self, abstract: State, shardings: State, step: int | None = None) -> tuple[dict, dict, int]:

@@ -9,7 +9,8 @@ from mmgen_jax.data import sources
 from mmgen_jax.data.loader import loader
 from mmgen_jax.data.pipeline import Pipeline
 
-Predict = Callable[[str, Mapping[str, np.ndarray]], dict]
+# (name, this process's batch) -> (predictions, whole batch), the rows of all processes, on the host.
+Predict = Callable[[str, Mapping[str, np.ndarray]], tuple[dict, dict]]
 
 
 class Row(NamedTuple):
@@ -42,8 +43,9 @@ class Evaluator:
         self.transforms = pipeline.parse(transforms)
 
     def outputs(self, predict: Predict, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(predictions, inputs) of every example that is not broken, by index. Images are left out of the inputs."""
+        """(predictions, inputs without images) of every example that is not broken, in the source's order."""
         outputs: list[dict] = []
+        inputs: list[dict] = []
         for batch in loader(
             self.source,
             self.transforms,
@@ -51,13 +53,12 @@ class Evaluator:
             process=self.pipeline.process,
             quarantine=self.pipeline.quarantine(self.source, self.spec.get("split") or self.spec["name"]),
         ):
-            result = predict(name, batch)
-            result["__batch"].pop("image", None)
-            keep = result["__batch"]["mask"] > 0
-            result = {**result, **{f"__{key}": value for key, value in result.pop("__batch").items()}}
-            outputs.append({key: value[keep] for key, value in result.items()})
-        joined = {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
-        order = np.argsort(joined["__index"], kind="stable")
-        joined = {key: value[order] for key, value in joined.items()}
-        inputs = {key[2:]: joined.pop(key) for key in list(joined) if key.startswith("__")}
-        return joined, inputs
+            output, given = predict(name, batch)
+            keep = given["mask"] > 0
+            outputs.append({key: value[keep] for key, value in output.items()})
+            inputs.append({key: value[keep] for key, value in given.items() if key != "image"})
+        return _concatenate(outputs), _concatenate(inputs)
+
+
+def _concatenate(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}

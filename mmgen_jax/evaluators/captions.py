@@ -136,7 +136,7 @@ def attend(
         "image": np.stack([images[i % n] for i in range(size)]),
         "tokens": np.stack([np.concatenate([[1], tokens[i % n]]) for i in range(size)])[:, None].astype(np.int32),
     }
-    return images, predict("attend", batch)["weights"][:n, 0]
+    return images, predict("attend", batch)[0]["weights"][:n, 0]
 
 
 def _wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

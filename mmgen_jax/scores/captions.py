@@ -34,10 +34,10 @@ BETA = 1.2  # of ROUGE-L: recall counts more than precision
 SIGMA = 6.0  # of CIDEr-D: words that two captions may differ in length
 NAMES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")
 
-_zip = functools.partial(zip, strict=True)
-
 Tokens = list[str]
 Ngrams = Counter[tuple[str, ...]]  # how often each n-gram, of any order, occurs
+
+_zip = functools.partial(zip, strict=True)
 
 
 # Counting
@@ -176,7 +176,7 @@ class Statistics:
 
     def score(self) -> dict[str, float]:
         """The scores of the whole set, under NAMES."""
-        return dict(zip(NAMES, self._weighted(np.ones(len(self))).tolist(), strict=True))
+        return dict(_zip(NAMES, self._weighted(np.ones(len(self))).tolist()))
 
     def score_each(self) -> dict[str, np.ndarray]:
         """The scores of every image, [N], under NAMES."""
@@ -322,9 +322,8 @@ def floor(
     Args:
       train_captions: for each training image its captions.
       references: for each image to be scored its captions.
-      by: "cider" or "bleu4". They choose differently (BLEU-4 likes frequent words, CIDEr likes content), so
-      the
-        floor of BLEU-4 itself is `by="bleu4"`.
+      by: "cider" or "bleu4". They choose differently (BLEU-4 likes frequent words, CIDEr likes content):
+        the floor of BLEU-4 itself is `by="bleu4"`.
 
     Returns:
       The caption (its tokens, joined by spaces), and `score(references, [caption] * N)`.
@@ -378,7 +377,7 @@ def _constant_cider(train: References) -> Callable[[Ngrams], float]:
                         rows[ngram, k][vector.length] += share
     lengths = np.arange(longest + 1)
     penalty = np.exp(-((lengths[:, None] - lengths) ** 2) / (2 * SIGMA**2))
-    table = dict(zip(rows, np.array(list(rows.values())).reshape(-1, longest + 1) @ penalty, strict=True))
+    table = dict(_zip(rows, np.array(list(rows.values())).reshape(-1, longest + 1) @ penalty))
 
     def value(ngrams: Ngrams) -> float:
         vector = train.vector(ngrams)
