@@ -1,6 +1,6 @@
 """The evaluators of a config, during training and on a finished checkpoint."""
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,78 @@ from rich.console import Console
 from rich.table import Table
 
 from mmgen_jax.core import config as config_lib
+from mmgen_jax.core import registry
 from mmgen_jax.core.writer import Writers
 from mmgen_jax.evaluators.base import Row
 from mmgen_jax.experiment import Experiment
 
 
-def load(workdir: str | Path, overrides: dict[str, Any] | None = None, step: int | None = None):
-    """A finished run: (experiment, params, variables, step), from its config.json and a checkpoint.
+def load(
+    workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: int | None = None
+) -> tuple[Experiment, dict, dict, int]:
+    """A finished run from its config.json and a checkpoint: (experiment, params, variables, step).
 
-    overrides: {"task.decode.beam": 5}, applied to the config. step: default the newest.
+    Args:
+      workdir: made by `train`.
+      overrides: {"task.decode.beam": 5}, changes of the config.
+      step: which checkpoint; default the newest.
+
+    Raises:
+      FileNotFoundError, CheckpointError: nothing to load there; says what.
     """
     workdir = Path(workdir)
     config = config_lib.load_json(workdir / "config.json")
-    with config.unlocked():
-        config.update_from_flattened_dict(overrides or {})
-    # A finished run is read on whatever is at hand, not on the mesh that trained it.
-    config.mesh = ml_collections.ConfigDict({"fsdp": -1})
+    config.update_from_flattened_dict(overrides or {})
+    # A finished run is read on whatever devices are at hand, not on those that trained it.
+    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1})
     experiment = Experiment(config, workdir)
     checkpointer = experiment.checkpointer()
     params, variables, step = checkpointer.restore_for_eval(experiment.abstract, experiment.shardings, step)
     checkpointer.close()
     return experiment, params, variables, step
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    step: int | None = None,
+    names: Sequence[str] | None = None,
+    split: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, dict[str, dict]]:
+    """Run a finished run's evaluators and print their tables.
+
+    Args:
+      workdir, step, overrides: see `load`.
+      names: which evaluators; default all, with `split` the first of each kind.
+      split: score this split of the evaluators' source.
+      console: where to print.
+
+    Returns:
+      {evaluator: {score: Row as a dict}}, and under "signature" how it was made.
+    """
+    config = config_lib.load_json(Path(workdir) / "config.json")
+    for name in names or ():
+        registry.choose(config.evals, name, "evaluation")
+    names = list(names or config.evals)
+    overrides = dict(overrides or {})
+    if split is not None:
+        # Evaluations that differ in nothing but the split would be the same now.
+        names = list({config.evals[name].name: name for name in reversed(names)}.values())
+        overrides.update({f"evals.{name}.source.split": split for name in names})
+    experiment, params, variables, step = load(workdir, overrides, step)
+    console = console or Console()
+    tables = {}
+    for name in names:
+        title = f"{name} ({split})" if split else name
+        with Writers(experiment.workdir, (), step, step, console) as writers:
+            rows, signature = run_evaluator(
+                experiment, name, params, variables, step, writers, table=True, label=split and f"{name}_{split}"
+            )
+        print_table(title, rows, signature, console)
+        tables[name] = {**{key: row._asdict() for key, row in rows.items()}, "signature": signature}
+    return tables
 
 
 def run_evaluator(
@@ -41,18 +92,32 @@ def run_evaluator(
     step: int,
     writers: Writers,
     table: bool = False,
-) -> dict[str, Row]:
-    """Run one evaluator, write its numbers and its picture; with `table` also intervals, floor and ceiling."""
+    label: str | None = None,
+) -> tuple[dict[str, Row], str]:
+    """Run one evaluator; write its numbers and its picture, and with `table` its predictions.
+
+    Args:
+      label: of the files, default the evaluator's name.
+
+    Returns:
+      With `table` the rows with intervals, floor and ceiling, and the signature; else nothing.
+    """
     evaluator = experiment.evaluators[name]
-    figure = experiment.workdir / "figures" / f"{name}_{step:06d}.png" if jax.process_index() == 0 else None
+    first = jax.process_index() == 0
+    stem = f"{label or name}_{step:06d}"
+    figure = experiment.workdir / "figures" / f"{stem}.png"
     scores = evaluator.run(experiment.predictor(params, variables), figure)
     writers.scalars(step, {f"{name}/{key}": value for key, value in scores.items()})
-    if figure is not None and figure.exists():
-        writers.picture(step, f"{name}/attention", figure)
-    return evaluator.table(scores) if table else {}
+    if first and figure.exists():
+        writers.picture(step, f"{name}/figure", figure)
+    if not table:
+        return {}, ""
+    if first:
+        evaluator.write(experiment.workdir / "predictions" / f"{stem}.jsonl")
+    return evaluator.table(scores), evaluator.signature(step=step, **experiment.config.task.get("decode", {}))
 
 
-def print_table(name: str, rows: dict[str, Row], console: Console) -> None:
+def print_table(name: str, rows: dict[str, Row], signature: str, console: Console) -> None:
     """Scores with what surrounds them."""
     full = any(row.interval for row in rows.values())
     table = Table(title=name, title_justify="left", title_style="bold")
@@ -69,8 +134,5 @@ def print_table(name: str, rows: dict[str, Row], console: Console) -> None:
         cells = (text(row.value), interval, text(row.floor), text(row.ceiling))
         table.add_row(key, *cells[: len(columns)])
     console.print(table)
-
-
-def to_json(rows: dict[str, Row]) -> str:
-    """A table as JSON."""
-    return json.dumps({key: row._asdict() for key, row in rows.items()}, indent=2)
+    if signature:
+        console.print(signature, highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 
 def attention(
@@ -52,20 +53,9 @@ def attention(
 
 
 def _overlay(axis: Any, image: np.ndarray, weights: np.ndarray) -> None:
-    """The image, dark where the model did not look; the brightest place of each map is fully lit."""
+    """The image as under a lamp: bright where the model looked, dark elsewhere; each map is scaled by its own largest weight."""
     side = round(len(weights) ** 0.5)
     height, width = image.shape[:2]
-    grey = image.astype(np.float32).mean(axis=2) / 255.0
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=1.6, extent=(0, width, height, 0))
-    maps = weights.reshape(side, side)
-    axis.imshow(
-        maps,
-        cmap="inferno",
-        alpha=0.65,
-        vmin=0,
-        vmax=max(float(maps.max()), 1e-6),
-        interpolation="bilinear",
-        extent=(0, width, height, 0),
-    )
-    axis.set_xlim(0, width)
-    axis.set_ylim(height, 0)
+    maps = (weights / max(float(weights.max()), 1e-6)).reshape(side, side).astype(np.float32)
+    lamp = np.asarray(Image.fromarray(maps).resize((width, height), Image.Resampling.BICUBIC))
+    axis.imshow((image * (0.15 + 0.85 * lamp.clip(0, 1)[..., None])).astype(np.uint8))

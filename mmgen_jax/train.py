@@ -99,8 +99,8 @@ def train(
             for name in experiment.evaluators
         }
     checkpointer.close()
-    for name, table in tables.items():
-        print_table(name, table, writers.console)
+    for name, (rows, signature) in tables.items():
+        print_table(name, rows, signature, writers.console)
     return state
 
 

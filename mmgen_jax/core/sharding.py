@@ -35,6 +35,11 @@ class Layout(NamedTuple):
         return NamedSharding(self.mesh, P())
 
     @property
+    def cuts(self) -> int:
+        """Over how many devices a batch is cut."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
     def batch(self) -> NamedSharding:
         return NamedSharding(self.mesh, P(("data", "fsdp")))
 
@@ -117,10 +122,11 @@ def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.
     Raises:
       ValueError: the global batch does not divide over the devices.
     """
-    cuts = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
     rows = len(next(iter(batch.values()))) * jax.process_count()
-    if rows % cuts:
-        raise ValueError(f"A batch of {rows} does not divide over data x fsdp = {cuts} devices; change batch_size.")
+    if rows % layout.cuts:
+        raise ValueError(
+            f"A batch of {rows} does not divide over data x fsdp = {layout.cuts} devices; change batch_size."
+        )
     return {
         name: jax.make_array_from_process_local_data(layout.batch, value) for name, value in batch.items()
     }

@@ -1,6 +1,7 @@
 """Tokenizers: words, bytes, and byte-pair trained on the captions. Each is saved as one JSON file."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -44,6 +45,11 @@ class Tokenizer:
             if token >= SPECIALS:
                 kept.append(token)
         return self._join(kept)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each id alone, up to the first EOS: what `decode` joins, for pictures."""
+        words = itertools.takewhile(lambda token: token != EOS, map(int, ids))
+        return [self._join([token]) for token in words if token >= SPECIALS]
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer to `path` as JSON."""

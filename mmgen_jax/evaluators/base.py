@@ -1,6 +1,7 @@
 """What every evaluator does: run a named prediction over a whole data set, on any number of processes."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,29 @@ class Evaluator:
         self.spec, self.batch_size, self.pipeline = dict(source), batch_size, pipeline
         self.source = sources.make(source)
         self.transforms = pipeline.parse(transforms)
+
+    def run(self, predict: Predict, figure: Path) -> dict[str, float]:
+        """Score the data set; a picture, if there is one to make, goes to `figure` (on every process: let the first draw)."""
+        raise NotImplementedError
+
+    def table(self, scores: dict[str, float]) -> dict[str, Row]:
+        """The last run's scores as rows of the final table."""
+        return {name: Row(value) for name, value in scores.items()}
+
+    def signature(self, **how: Any) -> str:
+        """A line that says how the last run's numbers were made; `how` is what the task knows of it."""
+        del how
+        return ""
+
+    def write(self, path: Path) -> None:
+        """Write the last run's predictions to `path`, where they are worth keeping."""
+
+    def image(self, index: int) -> np.ndarray:
+        """An example's image as the model gets it, uint8 [H, W, 3]."""
+        example = self.source[index]
+        for transform in self.transforms:
+            example = transform(example, np.random.default_rng(0))
+        return example["image"]
 
     def outputs(self, predict: Predict, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(predictions, inputs without images) of every example that is not broken, in the source's order."""

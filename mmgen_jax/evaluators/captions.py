@@ -2,19 +2,17 @@
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmgen_jax import __version__, figures
+from mmgen_jax import figures
+from mmgen_jax.data import text
 from mmgen_jax.data.pipeline import Pipeline
 from mmgen_jax.evaluators.base import Evaluator, Predict, Row
 from mmgen_jax.scores import captions as scores_lib
-
-# How the field prints them: all but the truth (a share, printed in per cent too) times 100.
-NAMES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")
 
 
 class Captions(Evaluator):
@@ -27,6 +25,7 @@ class Captions(Evaluator):
       source, transforms, batch_size, pipeline: see `Evaluator`.
       predict: which prediction writes the captions.
       pictures: how many captions to draw.
+      java: METEOR and SPICE in the table too, where Java and pycocoevalcap are there.
     """
 
     def __init__(
@@ -37,15 +36,17 @@ class Captions(Evaluator):
         batch_size: int,
         predict: str = "generate",
         pictures: int = 8,
+        java: bool = False,
         pipeline: Pipeline,
     ):
         super().__init__(source=source, transforms=transforms, batch_size=batch_size, pipeline=pipeline)
-        self._predict, self._pictures = predict, pictures
+        self._predict, self._pictures, self._java = predict, pictures, java
         self.references: list[list[str]] = []
         self.hypotheses: list[str] = []
         self.records: list[dict] = []
+        self._index: list[int] | None = None
 
-    def run(self, predict: Predict, figure: Path | None = None) -> dict[str, float]:
+    def run(self, predict: Predict, figure: Path) -> dict[str, float]:
         """Caption, score, and draw into `figure`. The captions stay in `records` until the next run."""
         outputs, inputs = self.outputs(predict, self._predict)
         tokens, decode = outputs["tokens"][:, 0], self.pipeline.tokenizer.decode
@@ -58,8 +59,8 @@ class Captions(Evaluator):
                 index, self.hypotheses, outputs["log_prob"][:, 0], self.references, strict=True
             )
         ]
-        scores = scores_lib.score(self.references, self.hypotheses)
-        scores = {name: scores[name] for name in NAMES}
+        self._comparison = self._counted(index).compare(self.hypotheses)
+        scores = self._comparison.score()
         if hasattr(self.source, "is_true"):
             true = [self.source.is_true(i, text) for i, text in zip(index, self.hypotheses, strict=True)]
             scores["truth"] = float(np.mean(true))
@@ -67,76 +68,76 @@ class Captions(Evaluator):
                 record["true"] = bool(value)
         scores["length"] = float(np.mean([len(text.split()) for text in self.hypotheses]))
         scores["finished"] = float(np.mean(outputs["finished"][:, 0]))
-        if figure is not None:
-            self.draw(predict, index[: self._pictures], tokens[: self._pictures], figure)
+        if self._pictures:
+            self._draw(predict, index[: self._pictures], tokens[: self._pictures], figure)
         return scores
 
-    def draw(self, predict: Predict, index: list[int], tokens: np.ndarray, path: Path) -> None:
+    def _draw(self, predict: Predict, index: list[int], tokens: np.ndarray, path: Path) -> None:
         """The first captions with an attention map a word."""
-        images, weights = attend(predict, self, index, tokens)
-        words = [[self.pipeline.tokenizer.decode([t]) for t in row if t > 2] for row in tokens]
-        figures.attention(path, images, words, weights)
+        images = [self.image(i) for i in index]
+        weights = attend(predict, images, tokens, self.batch_size // self.pipeline.process[1])
+        if self.pipeline.process[0] == 0:
+            words = [self.pipeline.tokenizer.pieces(row) for row in tokens]
+            figures.attention(path, images, words, weights)
+
+    def _counted(self, index: list[int]) -> scores_lib.References:
+        """The references' n-grams, counted once for all evaluations of a run."""
+        if self._index != index:
+            self._index, self._reference_counts = index, scores_lib.References(self.references)
+        return self._reference_counts
 
     @functools.cached_property
-    def _floor(self) -> tuple[str, dict[str, float]]:
+    def _floors(self) -> dict[str, tuple[str, dict[str, float]]]:
+        """The best constant captions by CIDEr and by BLEU-4, chosen on the training captions. -> (caption, scores)."""
         train = self.pipeline.source
-        # The best constant caption is found on a few thousand training images; an endless source has no more to say.
+        # A few thousand images settle which it is; an endless source has no more to say.
         sample = [train.captions(i) for i in range(min(len(train), 6000))]
-        return scores_lib.floor(sample, self.references)
+        return {by: scores_lib.floor(sample, self.references, by=by) for by in ("cider", "bleu4")}
 
     def table(self, scores: dict[str, float]) -> dict[str, Row]:
         """The scores x 100 with bootstrap intervals, floor and ceiling; the last run's captions are resampled."""
-        intervals = scores_lib.bootstrap(self.references, self.hypotheses)
-        floor = self._floor[1]
+        intervals = self._comparison.bootstrap()
+        floors = {name: max(f[1][name] for f in self._floors.values()) for name in scores_lib.NAMES}
         ceiling = scores_lib.ceiling(self.references) if min(map(len, self.references)) > 1 else {}
         rows = {}
-        for name in NAMES:
+        for name in scores_lib.NAMES:
             low, high = intervals[name]
-            above = ceiling.get(name)
-            rows[name] = Row(
-                100 * scores[name],
-                (100 * low, 100 * high),
-                100 * floor[name],
-                None if above is None else 100 * above,
-            )
+            above = 100 * ceiling[name] if ceiling else None
+            rows[name] = Row(100 * scores[name], (100 * low, 100 * high), 100 * floors[name], above)
         if "truth" in scores:
-            share, n = scores["truth"], len(self.hypotheses)
-            low, high = _wilson(share, n)
-            truth = [self.source.is_true(record["index"], self._floor[0]) for record in self.records]
-            rows["truth"] = Row(100 * share, (100 * low, 100 * high), 100 * float(np.mean(truth)), 100.0)
+            low, high = _wilson(scores["truth"], len(self.hypotheses))
+            constant = self._floors["cider"][0]
+            truth = np.mean([self.source.is_true(record["index"], constant) for record in self.records])
+            rows["truth"] = Row(100 * scores["truth"], (100 * low, 100 * high), 100 * float(truth), 100.0)
+        if self._java:
+            extra = scores_lib.score_java(self.references, self.hypotheses)
+            rows.update({name: Row(None if value is None else 100 * value) for name, value in extra.items()})
         return rows
 
     def signature(self, **how: Any) -> str:
-        """A line that says how the numbers were made."""
         split = self.spec.get("split", self.spec["name"])
-        return scores_lib.signature(
-            tok="ptb", **how, split=split, n=len(self.hypotheses), refs=len(self.references[0]), v=__version__
-        )
+        return scores_lib.signature(**how, split=split, n=len(self.hypotheses), refs=len(self.references[0]))
 
     def write(self, path: Path) -> None:
-        """The last run's captions as JSON lines."""
+        """The captions as JSON lines: index, caption, log_prob, references, and true where that is known."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in self.records)
         path.write_text("".join(lines), encoding="utf-8")
 
 
-def attend(
-    predict: Predict, evaluator: Evaluator, index: list[int], tokens: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Images and attention maps of written captions. tokens: [n, L] -> n images, weights [n, L, P]."""
-    n, size = len(index), evaluator.batch_size // evaluator.pipeline.process[1]
-    rng = np.random.default_rng(0)
-    images = []
-    for i in index:
-        example = evaluator.source[i]
-        for transform in evaluator.transforms:
-            example = transform(example, rng)
-        images.append(example["image"])
-    # One batch of the evaluation's own size: it divides over any mesh that the evaluation ran on.
+def attend(predict: Predict, images: Sequence[np.ndarray], tokens: np.ndarray, batch_size: int) -> np.ndarray:
+    """Where the model looked while it wrote given captions. images: n x uint8 [H, W, 3]; tokens: [n, L] -> float [n, L, P].
+
+    The images are repeated up to `batch_size`, which divides over the mesh where their own number may not.
+    """
+    n = len(images)
+    starts = np.full((n, 1), text.BOS, np.int32)
+    rows = np.arange(batch_size) % n
     batch = {
-        "image": np.stack([images[i % n] for i in range(size)]),
-        "tokens": np.stack([np.concatenate([[1], tokens[i % n]]) for i in range(size)])[:, None].astype(np.int32),
+        "image": np.stack(images)[rows],
+        "tokens": np.concatenate([starts, tokens], axis=1).astype(np.int32)[rows][:, None],
     }
-    return images, predict("attend", batch)[0]["weights"][:n, 0]
+    return predict("attend", batch)[0]["weights"][:n, 0]
 
 
 def _wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -1,8 +1,10 @@
 """Nats a token of a data set's captions, and how far that is from what the captions' own grammar allows."""
 
+from pathlib import Path
+
 import numpy as np
 
-from mmgen_jax.evaluators.base import Evaluator, Predict, Row
+from mmgen_jax.evaluators.base import Evaluator, Predict
 
 
 class Likelihood(Evaluator):
@@ -12,8 +14,8 @@ class Likelihood(Evaluator):
     the same captions) and gap = nll - entropy, which estimates the Kullback-Leibler divergence a token.
     """
 
-    def run(self, predict: Predict, figure=None) -> dict[str, float]:
-        """Score the data set. predict: see experiment.py."""
+    def run(self, predict: Predict, figure: Path) -> dict[str, float]:
+        """Score the data set; there is no picture."""
         del figure
         outputs, inputs = self.outputs(predict, "loss")
         count = np.sum(inputs["tokens"][:, :, 1:] != 0)
@@ -29,10 +31,6 @@ class Likelihood(Evaluator):
             scores["entropy"] = float(-true / count)
             scores["gap"] = nll - scores["entropy"]
         return scores
-
-    def table(self, scores: dict[str, float]) -> dict[str, Row]:
-        """The scores as they are."""
-        return {name: Row(value) for name, value in scores.items()}
 
 
 make = Likelihood

@@ -1,0 +1,139 @@
+"""Caption files with a finished run."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgen_jax import figures as figures_lib
+from mmgen_jax.data.loader import stack
+from mmgen_jax.data.quarantine import BrokenExample, read_bytes
+from mmgen_jax.evaluate import load
+from mmgen_jax.evaluators.captions import attend
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The given files, and the images below the given folders in order of name.
+
+    Raises:
+      FileNotFoundError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise FileNotFoundError(f"No image in {path}: looked for {', '.join(SUFFIXES)}.")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"No file or folder {path}.")
+    return found
+
+
+def caption_files(
+    workdir: Path,
+    paths: Sequence[Path],
+    *,
+    decode: Mapping[str, Any],
+    step: int | None = None,
+    out: Path | None = None,
+    figures: Path | None = None,
+    batch_size: int = 32,
+    seed: int | None = None,
+) -> None:
+    """Write one JSON line an image; a broken image gets a line with its error, and the rest goes on.
+
+    Args:
+      workdir, step: see `evaluate.load`.
+      paths: images and folders.
+      decode: the task's decode options; None keeps the config's.
+      out: a file, default the terminal.
+      figures: a folder for attention pictures.
+      batch_size: images at once.
+      seed: of drawn words, default the config's.
+
+    Raises:
+      ValueError: the run has no image transforms to take over, or options contradict each other.
+    """
+    files = find_images(paths)
+    chosen = {key: value for key, value in decode.items() if value is not None}
+    if chosen.get("n_best", 1) > 1 and "temperature" not in chosen:
+        # "The five best" asks for a beam of at least five.
+        chosen.setdefault("beam", chosen["n_best"])
+    overrides = {f"task.decode.{key}": value for key, value in chosen.items()}
+    if seed is not None:
+        overrides["seed"] = seed
+    batch_size = min(batch_size, len(files))
+    experiment, params, variables, _ = load(workdir, overrides, step)
+    batch_size = -(-batch_size // experiment.layout.cuts) * experiment.layout.cuts
+    predict = experiment.predictor(params, variables)
+    tokenizer = experiment.pipeline.tokenizer
+    # Images are prepared as for the first evaluation: no augmentation.
+    transforms = next(iter(experiment.evaluators.values())).transforms
+    with out.open("w", encoding="utf-8") if out else contextlib.nullcontext(sys.stdout) as stream:
+        for group, images in _batches(files, transforms, batch_size):
+            rows = [image for image in images if isinstance(image, np.ndarray)]
+            written = iter(_caption(predict, rows, batch_size) if rows else ())
+            drawn = []
+            for path, image in zip(group, images, strict=True):
+                if isinstance(image, BrokenExample):
+                    line: dict[str, Any] = {"image": str(path), "error": str(image)}
+                else:
+                    output = next(written)
+                    line = {"image": str(path), "captions": _captions(output, tokenizer)}
+                    drawn.append((path, image, output["tokens"][0]))
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                stream.flush()
+            if figures and drawn:
+                _draw(predict, figures, drawn, tokenizer, batch_size)
+    if figures:
+        print(f"attention pictures: {figures}/", file=sys.stderr)
+
+
+def _batches(files: list[Path], transforms: Sequence, size: int) -> Iterator[tuple[list[Path], list]]:
+    """Groups of files with their images, uint8 [H, W, 3], or the reason why there is none."""
+    rng = np.random.default_rng(0)
+    for i in range(0, len(files), size):
+        images = []
+        for path in files[i : i + size]:
+            try:
+                # The transforms of an evaluation also want captions; an empty one does no harm.
+                example = {"image": read_bytes(path), "captions": [""]}
+                for transform in transforms:
+                    example = transform(example, rng)
+                images.append(example["image"])
+            except BrokenExample as broken:
+                images.append(broken)
+        yield files[i : i + size], images
+
+
+def _caption(predict: Any, images: list[np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
+    """Predictions image by image; the batch is filled up, so that every call has one shape."""
+    batch = stack([{"image": images[i % len(images)]} for i in range(size)])
+    output, _ = predict("generate", batch)
+    return [{name: value[i] for name, value in output.items()} for i in range(len(images))]
+
+
+def _captions(output: dict[str, np.ndarray], tokenizer: Any) -> list[dict[str, Any]]:
+    return [
+        {"caption": tokenizer.decode(tokens), "log_prob": round(float(log_prob), 4), "finished": bool(finished)}
+        for tokens, log_prob, finished in zip(
+            output["tokens"], output["log_prob"], output["finished"], strict=True
+        )
+    ]
+
+
+def _draw(predict: Any, folder: Path, drawn: list[tuple], tokenizer: Any, size: int) -> None:
+    weights = attend(predict, [image for _, image, _ in drawn], np.stack([row for *_, row in drawn]), size)
+    for (path, image, tokens), maps in zip(drawn, weights, strict=True):
+        # Two folders may hold files of one name.
+        name = "_".join(path.with_suffix("").parts[-2:]).strip("/.")
+        figures_lib.attention(folder / f"{name}.png", [image], [tokenizer.pieces(tokens)], [maps])
