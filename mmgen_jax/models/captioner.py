@@ -5,7 +5,6 @@ image; a decoder works on N = B x C rows, row n belonging to image n // C. The i
 is never repeated: not for the captions, not for beams.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -139,16 +138,14 @@ class RnnDecoder(nn.Module):
         names = ("hidden", "cell") if self.cell == "lstm" else ("hidden",)
         return dict(zip(names, jnp.split(start, len(names), axis=-1), strict=True))
 
-    def _word(
-        self, dot: Callable, memory: Memory, word_gates: jax.Array, carry: Carry
-    ) -> tuple[Carry, jax.Array, jax.Array]:
-        """One word. word_gates: [N, G], the word's share of the gates -> carry, context [N, D], weights [B, C, H, P].
+    def _word(self, memory: Memory, word_gates: jax.Array, carry: Carry) -> tuple[Carry, jax.Array, jax.Array]:
+        """One word, two matrix products: the hidden state's and the context's.
 
-        dot(name, v) is v @ the kernel of that name: two matrix products a word, the hidden state's and the context's.
+        word_gates: [N, G], the word's share of the gates -> carry, context [N, D], weights [B, C, H, P].
         """
-        images, hidden = len(memory["values"]), carry["hidden"]
+        w, images, hidden = memory["weights"], len(memory["values"]), carry["hidden"]
         a, g = self.attention_features, CELLS[self.cell] * self.features
-        joined = dot("hidden_kernel", hidden)
+        joined = hidden @ w["hidden_kernel"]
         query, recurrent, beta = joined[:, :a], joined[:, a : a + g], joined[:, a + g :]
         query = rearrange(query, "(b c) a -> b c a", b=images)
         if self.attention == "additive":
@@ -160,7 +157,7 @@ class RnnDecoder(nn.Module):
         context = rearrange(context, "b c d -> (b c) d")
         if self.gate != "none":
             context = context * jax.nn.sigmoid(beta + memory["gate_bias"][None, :])
-        inputs = word_gates + dot("context_kernel", context)
+        inputs = word_gates + context @ w["context_kernel"]
         if self.cell == "lstm":
             hidden, cell = rnn.lstm(inputs + recurrent, carry["cell"])
             return {"hidden": hidden, "cell": cell}, context, weights
@@ -189,14 +186,12 @@ class RnnDecoder(nn.Module):
         w = memory["weights"]
         words, word_gates = self._embed(w, rearrange(tokens, "n t -> t n"), train)
 
-        def body(dot, memory, carry, gates):
-            carry, context, weights = self._word(dot, memory, gates, carry)
+        def body(carry, gates):
+            carry, context, weights = self._word(memory, gates, carry)
             return carry, (carry["hidden"], context, weights)
 
-        kernels = {name: w[name] for name in ("hidden_kernel", "context_kernel")}
-        shared = {name: value for name, value in memory.items() if name not in ("weights", "start")}
         carry = self.start(memory, len(tokens), tokens.shape[1])
-        _, (hidden, context, weights) = rnn.scan(body, kernels, shared, carry, word_gates)
+        _, (hidden, context, weights) = jax.lax.scan(body, carry, word_gates)
         logits = self._logits(w, words, hidden, context, train)
         weights = rearrange(weights, "t b c h p -> (b c) t h p")
         return rearrange(logits, "t n v -> n t v"), weights
@@ -205,7 +200,7 @@ class RnnDecoder(nn.Module):
         """The decoding contract. tokens: int32 [N] -> logits [N, V], carry."""
         w = memory["weights"]
         words, gates = self._embed(w, tokens, train=False)
-        carry, context, _ = self._word(lambda name, v: v @ w[name], memory, gates, carry)
+        carry, context, _ = self._word(memory, gates, carry)
         return self._logits(w, words, carry["hidden"], context, train=False), carry
 
 
