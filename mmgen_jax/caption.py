@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax import figures as figures_lib
+from mmgen_jax.data import transforms
 from mmgen_jax.data.loader import stack
 from mmgen_jax.data.quarantine import BrokenExample, read_bytes
 from mmgen_jax.evaluate import load
 from mmgen_jax.evaluators.captions import attend
+from mmgen_jax.experiment import Experiment
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -76,10 +78,9 @@ def caption_files(
     batch_size = -(-batch_size // experiment.layout.cuts) * experiment.layout.cuts
     predict = experiment.predictor(params, variables)
     tokenizer = experiment.pipeline.tokenizer
-    # Images are prepared as for the first evaluation: no augmentation.
-    transforms = next(iter(experiment.evaluators.values())).transforms
+    prepare = _preparation(experiment)
     with out.open("w", encoding="utf-8") if out else contextlib.nullcontext(sys.stdout) as stream:
-        for group, images in _batches(files, transforms, batch_size):
+        for group, images in _batches(files, prepare, batch_size):
             rows = [image for image in images if isinstance(image, np.ndarray)]
             written = iter(_caption(predict, rows, batch_size) if rows else ())
             drawn = []
@@ -98,7 +99,20 @@ def caption_files(
         print(f"attention pictures: {figures}/", file=sys.stderr)
 
 
-def _batches(files: list[Path], transforms: Sequence, size: int) -> Iterator[tuple[list[Path], list]]:
+def _preparation(experiment: Experiment) -> list:
+    """The transforms of the run's first evaluation, which augment nothing, in a form that takes files."""
+    if not experiment.evaluators:
+        raise ValueError(f"The run in {experiment.workdir} has no evaluations, whose transforms would say how to read images.")
+    name, evaluator = next(iter(experiment.evaluators.items()))
+    if "decode" in experiment.config.evals[name].transforms:
+        return evaluator.transforms
+    # The source makes arrays of the right size, as scenes does: files are cut to that size.
+    height, width = evaluator.source[0]["image"].shape[:2]
+    cut = [transforms.decode(), transforms.resize(max(height, width)), transforms.center_crop((height, width))]
+    return cut + evaluator.transforms
+
+
+def _batches(files: list[Path], prepare: Sequence, size: int) -> Iterator[tuple[list[Path], list]]:
     """Groups of files with their images, uint8 [H, W, 3], or the reason why there is none."""
     rng = np.random.default_rng(0)
     for i in range(0, len(files), size):
@@ -107,7 +121,7 @@ def _batches(files: list[Path], transforms: Sequence, size: int) -> Iterator[tup
             try:
                 # The transforms of an evaluation also want captions; an empty one does no harm.
                 example = {"image": read_bytes(path), "captions": [""]}
-                for transform in transforms:
+                for transform in prepare:
                     example = transform(example, rng)
                 images.append(example["image"])
             except BrokenExample as broken:

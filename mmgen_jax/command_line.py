@@ -1,13 +1,17 @@
 """What the scripts share: starting JAX on one or many machines, and errors that a person can read."""
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
+from absl import app, flags, logging
+
+from mmgen_jax.core import registry
 
 
 def start_jax(
@@ -32,6 +36,32 @@ def start_jax(
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif distributed:
         jax.distributed.initialize()
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parser for `app.run`, where --config FILE[:args] --config.KEY=VALUE with a mistake ends in one clear line."""
+    if "config" in flags.FLAGS:
+        for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+            name, given, inline = flag.lstrip("-").partition("=")
+            if name == "config" and flag.startswith("-"):
+                _need_config_file(Path((inline if given else value).split(":")[0]))
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (KeyError, AttributeError) as error:  # ml_collections: an override of a key that is not there
+        named = re.search(r"'(\w+)\\?'", str(error.args[0] if error.args else error))
+        key = named[1] if named else ""
+        where = [flag for flag in argv if flag.startswith("--config.") and key in flag.split("=")[0].split(".")]
+        near = re.search(r'Did you mean "[^"]+"', str(error))
+        hint = f"{near[0]}?" if near else "A key can be set here only if the config file has it: add it there."
+        if not where:
+            raise
+        sys.exit(f'error: {where[0]}: the config has no key "{key}". {hint}')
+
+
+def _need_config_file(path: Path) -> None:
+    if not path.is_file():
+        files = (str(file) for file in path.parent.glob("*.py"))
+        sys.exit(f"error: No config file {path}.{registry.nearest(str(path), files)}")
 
 
 def tell(main: Callable[[], Any]) -> int:

@@ -27,7 +27,7 @@ class Rules:
     Attributes:
       bos, eos, pad: token ids; every sequence starts after bos and is filled up with pad behind eos.
       max_len: L, the most words, the end token counted. A sequence that has not ended by then is cut, and `finished` says so.
-      min_len: the end token is forbidden before so many words.
+      min_len: the end token is forbidden before so many words, as long as another word is left.
       no_repeat: an n-gram of so many words may not come twice (Paulus et al., 2018); 0 allows all.
       forbid: tokens that never come, such as the unknown word.
     """
@@ -49,7 +49,8 @@ class Decoded:
       tokens: int32 [B, K, L], behind the end token only pad.
       log_prob: float32 [B, K], of the whole sequence.
       score: float32 [B, K], what they are ranked by.
-      finished: bool [B, K], false where max_len cut a sequence.
+      finished: bool [B, K], false where max_len cut a sequence, and in a place for which there is none: a beam wider than the set of
+        all sequences fills up with log_prob below -1e29.
     """
 
     tokens: jax.Array
@@ -78,7 +79,9 @@ def _allowed(rules: Rules, tokens: jax.Array, position: jax.Array, vocab: int) -
         repeats = repeats.at[rows, tokens[:, n - 1 : n - 1 + len(starts)]].max(seen)
         # The end is a word like any other here, but comes once: it is never a repeat.
         allowed = allowed & ~repeats
-    return allowed
+    # Where every word would break a rule, the end is the smallest harm.
+    stuck = ~jnp.any(allowed, axis=1)
+    return allowed.at[:, rules.eos].set(allowed[:, rules.eos] | stuck)
 
 
 def _filter_top_k(logits: jax.Array, k: int) -> jax.Array:
@@ -220,6 +223,7 @@ def beam_search(
     _, tokens, log_prob, length, done, _ = jax.lax.while_loop(going, body, loop)
     score = normalise(log_prob, length)
     score, order = jax.lax.top_k(score, n_best)
+    done = done & (log_prob > NEVER / 10)
     return Decoded(tokens[rows, order], log_prob[rows, order], score, done[rows, order])
 
 

@@ -72,6 +72,22 @@ class Experiment:
         """The state before the first step; a function of the config's seed alone."""
         return jax.jit(self._init, out_shardings=self.shardings)(jax.random.key(self.config.seed))
 
+    def settle(self) -> None:
+        """Write config.json and tokenizer.json: the workdir is this config's from now on.
+
+        Called once everything is built, so that a config with a mistake in it claims no workdir.
+        """
+        if jax.process_index() == 0:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            # Renamed into place: no other process ever reads half a file.
+            for name, write in (
+                ("config.json", lambda p: p.write_text(config_lib.to_json(self.config) + "\n", encoding="utf-8")),
+                ("tokenizer.json", self.pipeline.tokenizer.save),
+            ):
+                part = self.workdir / f"{name}.part"
+                write(part)
+                part.replace(self.workdir / name)
+
     def checkpointer(self) -> Checkpointer:
         """The workdir's checkpoints; they must have been written with this run's tokenizer."""
         return Checkpointer(
@@ -85,42 +101,38 @@ class Experiment:
         places = {name: self.shardings.params[name] for name in params}
         rng = jax.random.key(self.config.seed)
 
+        def own_key(rng, batch):
+            """Each batch draws its own samples; all processes see the whole batch here, and so agree."""
+            last = jnp.max(batch["index"]) + 1 if "index" in batch else jnp.int32(0)
+            return jax.random.fold_in(rng, last.astype(jnp.uint32))
+
         def predict(name: str, batch: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
             if name not in self._compiled:
                 fn = registry.choose(self.task.predict, name, "prediction")
                 self._compiled[name] = parallel.compile_predict(
-                    lambda params, variables, batch, rng: (fn(params, variables, batch, rng), batch),
+                    lambda params, variables, batch, rng: (fn(params, variables, batch, own_key(rng, batch)), batch),
                     self.layout,
                     places,
                     self.shardings.variables,
                 )
-            # Each batch draws its own samples.
-            first = jnp.uint32(int(np.max(batch["index"])) + 1) if "index" in batch else jnp.uint32(0)
-            key = jax.random.fold_in(rng, first)
             return jax.device_get(
-                self._compiled[name](params, variables, sharding.put_batch(batch, self.layout), key)
+                self._compiled[name](params, variables, sharding.put_batch(batch, self.layout), rng)
             )
 
         return predict
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, override: bool = False) -> None:
-    """Make `workdir` this config's, or see that it is.
+def check_workdir(workdir: Path, config: ml_collections.ConfigDict, override: bool = False) -> None:
+    """See that `workdir` is new, or this config's.
 
     Raises:
       WorkdirError: it was made by a config that differs, and override is false.
     """
     path = workdir / "config.json"
-    if path.exists():
-        changed = config_lib.differences(config_lib.load_json(path), config)
-        if changed and not override:
-            raise WorkdirError(
-                f"{workdir} was made by a different config:\n  "
-                + "\n  ".join(changed)
-                + "\nTake another --workdir, or --override to go on here with the new values."
-            )
-        if not changed:
-            return
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(config_lib.to_json(config) + "\n", encoding="utf-8")
+    changed = config_lib.differences(config_lib.load_json(path), config) if path.exists() else []
+    if changed and not override:
+        raise WorkdirError(
+            f"{workdir} was made by a different config:\n  "
+            + "\n  ".join(changed)
+            + "\nTake another --workdir, or --override to go on here with the new values."
+        )

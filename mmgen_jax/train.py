@@ -2,14 +2,15 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from mmgen_jax.core import flops, parallel, sharding
@@ -17,7 +18,7 @@ from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core.state import State
 from mmgen_jax.core.writer import Writers
 from mmgen_jax.evaluate import print_table, run_evaluator
-from mmgen_jax.experiment import Experiment, claim
+from mmgen_jax.experiment import Experiment, check_workdir
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,8 +49,9 @@ def train(
       Interrupted: SIGINT or SIGTERM came; a checkpoint of the last step is saved. The same call goes on from it.
     """
     workdir = Path(workdir)
-    claim(workdir, config, override)
+    check_workdir(workdir, config, override)
     experiment = Experiment(config, workdir)
+    experiment.settle()
     checkpointer = experiment.checkpointer()
     if checkpointer.latest is None:
         state, start = experiment.init(), 0
@@ -58,7 +60,11 @@ def train(
         start = int(state.step)
     batches = experiment.pipeline.train(start)
     names = config.get("writers", ("jsonl",))
-    with Writers(workdir, names, config.steps, start, console) as writers, _stop_signal() as stop:
+    with (
+        closing(checkpointer),
+        Writers(workdir, names, config.steps, start, console) as writers,
+        _stop_signal(config.log_every) as stop,
+    ):
         say = writers.console.print
         size = sum(x.size for x in jax.tree.leaves(state.params))
         say(f"{'resuming at step ' + str(start) if start else 'training'} in {workdir}: {size:,} parameters, "
@@ -74,7 +80,7 @@ def train(
             if previous is not None:
                 _record(clock, previous, writers, config.log_every)
             previous = step, metrics
-            last = step == config.steps or stop()
+            last = step == config.steps or stop(step)
             if not last:
                 batch = sharding.put_batch(clock.wait(batches), experiment.layout)
             writers.progress(step)
@@ -89,7 +95,7 @@ def train(
                         for name in evals:
                             run_evaluator(experiment, name, state.eval_params, state.variables, step, writers)
             if last and step < config.steps:
-                checkpointer.close()
+                checkpointer.wait()
                 raise Interrupted(f"Stopped and saved at step {step}. The same command goes on from there.")
         checkpointer.wait()
         tables = {
@@ -98,7 +104,6 @@ def train(
             )
             for name in experiment.evaluators
         }
-    checkpointer.close()
     for name, (rows, signature) in tables.items():
         print_table(name, rows, signature, writers.console)
     return state
@@ -190,8 +195,11 @@ def _record(clock: Clock, previous: tuple[int, dict], writers: Writers, every: i
 
 
 @contextmanager
-def _stop_signal() -> Iterator[Any]:
-    """A function that tells whether SIGINT or SIGTERM has come; a second SIGINT stops at once."""
+def _stop_signal(every: int) -> Iterator[Callable[[int], bool]]:
+    """A function that tells after each step whether SIGINT or SIGTERM has come; a second SIGINT stops at once.
+
+    Several processes must stop after the same step, whichever of them got the signal: they ask each other `every` steps.
+    """
     came = []
 
     def handle(number, frame):
@@ -199,12 +207,17 @@ def _stop_signal() -> Iterator[Any]:
             raise KeyboardInterrupt
         came.append(number)
 
+    def stop(step: int) -> bool:
+        if jax.process_count() == 1:
+            return bool(came)
+        return step % every == 0 and bool(multihost_utils.process_allgather(np.array(bool(came))).any())
+
     try:
         old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: a notebook's worker; signals stay as they are
         old = {}
     try:
-        yield lambda: bool(came)
+        yield stop
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -16,7 +16,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from mmgen_jax.command_line import start_jax, tell
+from mmgen_jax.command_line import parse_flags, start_jax, tell
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:args].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -54,4 +54,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

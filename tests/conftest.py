@@ -1,12 +1,16 @@
 """Eight CPU devices and strict types for every test; compiled programs are kept between tests and runs."""
 
+import functools
 import os
+import runpy
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+import ml_collections
+import numpy as np
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
@@ -16,6 +20,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CACHE = os.environ.get("MMGEN_TEST_CACHE", os.path.join(tempfile.gettempdir(), "mmgen_jax_test_cache"))
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Compiling is most of what the tests do, and takes less than half the time so.
+jax.config.update("jax_disable_most_optimizations", True)
+
+from mmgen_jax.core import sharding
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,3 +35,64 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the real data sets at {path}, which this machine does not have")
     return path
+
+
+@pytest.fixture(scope="session")
+def script_env() -> dict[str, str]:
+    """The environment of a script that a test runs: one CPU device, and compiled programs shared with the tests."""
+    jax_env = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": CACHE,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    return {**os.environ, **jax_env, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def on_devices(monkeypatch):
+    """on_devices(2): experiments built from here on use only so many of the eight devices."""
+
+    def use(count: int):
+        make = functools.partial(sharding.make, devices=jax.devices()[:count])
+        monkeypatch.setattr(sharding, "make", make)
+
+    return use
+
+
+@pytest.fixture(scope="session")
+def load_config():
+    """load_config("captioner_scenes.py:tiny", seed=1): the config without evaluations, top-level values replaced.
+
+    Evaluations cost most of a tiny run's time; a test that wants one adds it.
+    """
+
+    def load(text: str = "captioner_scenes.py:tiny", **replace):
+        name, _, arg = text.partition(":")
+        config = runpy.run_path(str(ROOT / "configs" / name))["get_config"](arg or None)
+        return ml_collections.ConfigDict({**config.to_dict(), "evals": {}, **replace})
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def same():
+    """same(left, right): two trees of arrays are equal, bit for bit unless rtol or atol is given."""
+
+    def check(left, right, **tolerance):
+        def plain(x):
+            x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            return np.asarray(x)
+
+        assert jax.tree.structure(left) == jax.tree.structure(right)
+        pairs = zip(jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True)
+        for (path, a), b in pairs:
+            a, b, name = plain(a), plain(b), jax.tree_util.keystr(path)
+            assert a.dtype == b.dtype, name
+            if tolerance:
+                np.testing.assert_allclose(a, b, err_msg=name, **tolerance)
+            else:
+                assert a.tobytes() == b.tobytes(), f"{name} differs by up to {np.abs(a - b).max()}"
+
+    return check

@@ -1,12 +1,12 @@
 """Checkpoints through Orbax: whole or not at all, and never restored into another shape."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mmgen_jax.core.optimizer import path_name
@@ -30,6 +30,31 @@ def _abstract_data(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """A number that changes when any one bit of `x` does, the same however the array is cut over devices. -> uint32 scalar.
+
+    Sums of integers do not depend on their order, and an odd factor loses no bit: sum of bits_i * (2 i + 1) mod 2^32.
+    """
+    if x.dtype == bool:
+        x = x.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{min(8 * x.dtype.itemsize, 32)}"))
+    bits = bits.reshape(-1).astype(jnp.uint32)
+    place = jnp.arange(bits.size, dtype=jnp.uint32)
+    return jnp.sum(bits * (place * jnp.uint32(2) + jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """{path: checksum} of every array; Orbax does not notice a bit that a disk has flipped."""
+    sums = jax.device_get(jax.tree.map(_checksum, tree))
+    return {path_name(path): int(value) for path, value in jax.tree_util.tree_leaves_with_path(sums)}
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error, which may hold a whole storage specification."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
 class Checkpointer:
@@ -59,11 +84,10 @@ class Checkpointer:
         """Start to write `state`; returns before the disk is done. A step that is already there stays."""
         if step in self._manager.all_steps():
             return
+        tree = _keys_to_data(_as_dict(state))
+        facts = {**self.facts, "checksums": _checksums(tree)}
         self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(_keys_to_data(_as_dict(state))), facts=ocp.args.JsonSave(self.facts)
-            ),
+            step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), facts=ocp.args.JsonSave(facts))
         )
 
     def wait(self) -> None:
@@ -83,7 +107,7 @@ class Checkpointer:
           step: default the newest.
 
         Raises:
-          CheckpointError: none there, other facts, or other arrays (says which).
+          CheckpointError: none there, damaged, other facts, or other arrays (says which).
         """
         tree = self._read(_as_dict(abstract), _as_dict(shardings), step)
         rng = jax.random.wrap_key_data(tree["rng"])
@@ -107,18 +131,23 @@ class Checkpointer:
     def _read(self, abstract: Any, shardings: Any, step: int | None) -> Any:
         step = self._step(step)
         where = self.directory / str(step)
+        remedy = "Delete it to go on from an older one."
+        # Damage shows as whatever the storage layers below happen to raise.
         try:
             facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
             metadata = self._manager.item_metadata(step)["state"]
-        except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{where} cannot be read ({error}). Delete it to go on from an older one.") from error
+            metadata = getattr(metadata, "tree", metadata)
+            if not metadata:
+                raise FileNotFoundError("the list of its arrays is missing")
+        except Exception as error:
+            raise CheckpointError(f"{where} cannot be read ({_brief(error)}). {remedy}") from error
         for name, value in self.facts.items():
             if facts.get(name) != value:
                 raise CheckpointError(
                     f"{where} was written with another {name} ({facts.get(name)}; this run has {value}). "
                     f"Restore the workdir's {name} file that belongs to it, or start a new workdir."
                 )
-        self._compare(getattr(metadata, "tree", metadata), abstract, where)
+        self._compare(metadata, abstract, where)
         target = jax.tree.map(_abstract_data, abstract, shardings)
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         try:
@@ -128,8 +157,12 @@ class Checkpointer:
                     state=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
                 ),
             )["state"]
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{where} is damaged ({error}). Delete it to go on from an older one.") from error
+        except Exception as error:
+            raise CheckpointError(f"{where} is damaged ({_brief(error)}). {remedy}") from error
+        written = facts.get("checksums", {})
+        for name, value in _checksums(restored).items():
+            if written.get(name, value) != value:
+                raise CheckpointError(f"{where} is damaged (the numbers of {name} have changed on disk). {remedy}")
         return restored
 
     @staticmethod

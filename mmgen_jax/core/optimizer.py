@@ -112,6 +112,16 @@ def _rules(rules: Mapping[str, Mapping[str, float]]) -> Callable[[str, int], Rul
     return find
 
 
+def _lenient(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """optax relies on jax's standard promotion of types and ranks, also where the program around it is strict."""
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return transform.update(updates, state, params)
+
+    return optax.GradientTransformation(transform.init, update)
+
+
 def make(
     *,
     name: str,
@@ -183,4 +193,4 @@ def make(
         frozen = scale_by(lambda rule: float(rule.learning_rate != 0.0))
         trainable = per_path(lambda rule: rule.learning_rate != 0.0)
         transform = optax.chain(frozen, optax.masked(transform, trainable))
-    return Optimizer(transform, sched, accumulate, ema)
+    return Optimizer(_lenient(transform), sched, accumulate, ema)

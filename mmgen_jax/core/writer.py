@@ -26,11 +26,12 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """metrics.jsonl: one object a line, {"step", "time", name: value, ...}."""
+    """metrics.jsonl: one object a line, {"step", "time", name: value, ...}; a resumed run goes on after `start`."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, start: int):
         path = workdir / "metrics.jsonl"
-        _drop_cut_line(path)
+        if path.exists():
+            _drop_after(path, start)
         self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -46,21 +47,32 @@ class JsonLines:
         self._file.close()
 
 
-def _drop_cut_line(path: Path) -> None:
-    """A run that was killed while it wrote may leave half a line, which would spoil the next one."""
-    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
+def _drop_after(path: Path, start: int) -> None:
+    """Drop what a killed run may leave: half a line, and steps after its last checkpoint, which come again."""
+
+    def keep(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= start
+        except ValueError:
+            return False
+
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if keep(line)]
+    if kept != lines:
+        part = path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part.replace(path)
 
 
 class TensorBoard:
     """Event files under <workdir>/tensorboard, through tensorboardX (no TensorFlow)."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, start: int):
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError('writers has "tensorboard": pip install "mmgen_jax[tensorboard]"') from error
-        self._writer = SummaryWriter(str(workdir / "tensorboard"))
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -80,7 +92,8 @@ class TensorBoard:
 class Wandb:
     """One run of Weights & Biases a workdir; a resumed run goes on in it."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, start: int):
+        del start
         try:
             import wandb
         except ImportError as error:
@@ -157,7 +170,7 @@ class Writers:
         self._bar = None
         if jax.process_index() == 0:
             self._bar = Bar(steps, start, self.console)
-            self._writers = [registry.choose(WRITERS, name, "writer")(workdir) for name in names] + [self._bar]
+            self._writers = [registry.choose(WRITERS, name, "writer")(workdir, start) for name in names] + [self._bar]
 
     def __enter__(self) -> "Writers":
         return self

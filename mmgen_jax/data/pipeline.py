@@ -21,7 +21,7 @@ class Pipeline:
       tokenizer: which to train on the source's captions, see data/text.py; "examples" limits how many are read.
       shuffle, threads: see data/loader.py.
       max_broken: training stops when a larger share of the examples than this is broken.
-      workdir: keeps tokenizer.json and quarantine.jsonl; None keeps neither.
+      workdir: its tokenizer.json is read where there is one, and it gets quarantine.jsonl; None has neither.
       seed: of order and augmentation.
       process: (index, count).
     """
@@ -48,17 +48,13 @@ class Pipeline:
         self._transforms = self.parse(transforms)
 
     def _tokenizer(self, spec: dict[str, Any]) -> Any:
-        """Read the workdir's tokenizer; without one, train it on the captions and save it."""
+        """Read the workdir's tokenizer; without one, train it on the captions. Every process trains the same one."""
         path = self.workdir / "tokenizer.json" if self.workdir else None
         if path and path.exists():
             return text.load(path)
         examples = min(spec.pop("examples", len(self.source)), len(self.source))
         captions = (caption for i in range(examples) for caption in self.source.captions(i))
-        tokenizer = text.train(spec, captions)
-        # Every process trains the same one, so none has to wait for another; the first writes it down.
-        if path and self.process[0] == 0:
-            tokenizer.save(path)
-        return tokenizer
+        return text.train(spec, captions)
 
     def parse(self, pipeline: str) -> list:
         """A pipeline's transforms, with this run's tokenizer."""

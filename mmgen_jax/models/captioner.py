@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mmgen_jax.nn import attention, rnn
+from mmgen_jax.nn.norm import LayerNorm
 from mmgen_jax.nn.transformer import DecoderBlock
 
 Memory = dict[str, jax.Array]
@@ -31,6 +32,11 @@ zeros = nn.initializers.zeros_init()
 embed_init = nn.initializers.normal(0.1)
 
 
+def _check_heads(heads: int, what: str, features: int) -> None:
+    if features % heads:
+        raise ValueError(f"decoder.heads={heads} does not divide {what}={features}.")
+
+
 class RnnDecoder(nn.Module):
     """LSTM or GRU that attends before each word (Xu et al., 2015, section 3.1).
 
@@ -42,6 +48,8 @@ class RnnDecoder(nn.Module):
       cell: "lstm" or "gru".
       attention: "additive" (Bahdanau) or "dot" (scaled).
       heads: each attends over its slice of the image's features.
+      word_query: the word just written asks too, besides the hidden state before it. The paper's query has not seen that
+        word, and so cannot look for the shape of what was just called red.
       gate: f_beta on the context: "none", "scalar" (the paper, section 4.2.1) or "vector", one a feature.
       deep_output: logits from word, hidden state and context (Pascanu et al., 2014; the paper's eq. 7), else
         from the hidden state alone.
@@ -58,6 +66,7 @@ class RnnDecoder(nn.Module):
     cell: str = "lstm"
     attention: str = "additive"
     heads: int = 1
+    word_query: bool = False
     gate: str = "scalar"
     deep_output: bool = True
     dropout: float = 0.0
@@ -78,12 +87,18 @@ class RnnDecoder(nn.Module):
             "start_kernel": get("start_kernel", (d, 2 * f if self.cell == "lstm" else f)),
             "start_bias": get("start_bias", (2 * f if self.cell == "lstm" else f,), zeros),
             "key_kernel": get("key_kernel", (d, a)),
-            "word_kernel": get("word_kernel", (e, g)),
             "context_kernel": get("context_kernel", (d, g)),
             "gates_bias": get("gates_bias", (g,), self._gates_bias),
             "out_kernel": get("out_kernel", (e if self.deep_output else f, self.vocab_size)),
             "out_bias": get("out_bias", (self.vocab_size,), zeros),
-            # One product of the hidden state gives query, gates and f_beta.
+            # One product of a word gives its shares of gates and query; one of the hidden state query, gates and f_beta.
+            "word_kernel": jnp.concatenate(
+                [
+                    get("word_kernel", (e, g)),
+                    get("word_query_kernel", (e, a)) if self.word_query else jnp.zeros((e, 0), self.dtype),
+                ],
+                axis=1,
+            ),
             "hidden_kernel": jnp.concatenate(
                 [
                     get("query_kernel", (f, a)),
@@ -119,11 +134,13 @@ class RnnDecoder(nn.Module):
         ):
             if value not in options:
                 raise ValueError(f'decoder.{what} is "{value}"; it is one of: {", ".join(options)}.')
+        _check_heads(self.heads, "attention_features", self.attention_features)
         self.drop = nn.Dropout(self.dropout)
 
     @nn.compact
     def prepare(self, image: jax.Array) -> Memory:
         """The image's part, once an image. image: [B, P, D] -> values [B, P, D], keys [B, P, A], and weights."""
+        _check_heads(self.heads, "the tower's features", image.shape[-1])
         w, vectors = self._weights(image.shape[-1])
         values = image.astype(self.dtype)
         keys = values @ w["key_kernel"] + vectors.pop("key_bias")[None, None, :]
@@ -138,15 +155,17 @@ class RnnDecoder(nn.Module):
         names = ("hidden", "cell") if self.cell == "lstm" else ("hidden",)
         return dict(zip(names, jnp.split(start, len(names), axis=-1), strict=True))
 
-    def _word(self, memory: Memory, word_gates: jax.Array, carry: Carry) -> tuple[Carry, jax.Array, jax.Array]:
+    def _word(self, memory: Memory, word: jax.Array, carry: Carry) -> tuple[Carry, jax.Array, jax.Array]:
         """One word, two matrix products: the hidden state's and the context's.
 
-        word_gates: [N, G], the word's share of the gates -> carry, context [N, D], weights [B, C, H, P].
+        word: [N, G + A or G], the word's share of gates and query -> carry, context [N, D], weights [B, C, H, P].
         """
         w, images, hidden = memory["weights"], len(memory["values"]), carry["hidden"]
         a, g = self.attention_features, CELLS[self.cell] * self.features
         joined = hidden @ w["hidden_kernel"]
         query, recurrent, beta = joined[:, :a], joined[:, a : a + g], joined[:, a + g :]
+        if self.word_query:
+            query = query + word[:, g:]
         query = rearrange(query, "(b c) a -> b c a", b=images)
         if self.attention == "additive":
             scores = attention.additive_scores
@@ -157,7 +176,7 @@ class RnnDecoder(nn.Module):
         context = rearrange(context, "b c d -> (b c) d")
         if self.gate != "none":
             context = context * jax.nn.sigmoid(beta + memory["gate_bias"][None, :])
-        inputs = word_gates + context @ w["context_kernel"]
+        inputs = word[:, :g] + context @ w["context_kernel"]
         if self.cell == "lstm":
             hidden, cell = rnn.lstm(inputs + recurrent, carry["cell"])
             return {"hidden": hidden, "cell": cell}, context, weights
@@ -165,10 +184,11 @@ class RnnDecoder(nn.Module):
         return {"hidden": hidden}, context, weights
 
     def _embed(self, w: dict, tokens: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Words' vectors [..., E] and their share of the gates [..., G], for all words at once."""
+        """Words' vectors [..., E] and their shares of gates and query [..., G + A or G], for all words at once."""
         words = self.drop(w["embed"][tokens], deterministic=not train)
-        bias = w["gates_bias"]
-        return words, words @ w["word_kernel"] + jnp.expand_dims(bias, tuple(range(words.ndim - 1)))
+        shares = words @ w["word_kernel"]
+        bias = jnp.pad(w["gates_bias"], (0, shares.shape[-1] - len(w["gates_bias"])))
+        return words, shares + jnp.expand_dims(bias, tuple(range(words.ndim - 1)))
 
     def _logits(self, w: dict, words, hidden, context, train: bool) -> jax.Array:
         if self.deep_output:
@@ -184,23 +204,24 @@ class RnnDecoder(nn.Module):
         scan, which keeps hidden states and contexts only.
         """
         w = memory["weights"]
-        words, word_gates = self._embed(w, rearrange(tokens, "n t -> t n"), train)
+        words, shares = self._embed(w, rearrange(tokens, "n t -> t n"), train)
 
-        def body(carry, gates):
-            carry, context, weights = self._word(memory, gates, carry)
+        def body(carry, share):
+            carry, context, weights = self._word(memory, share, carry)
             return carry, (carry["hidden"], context, weights)
 
         carry = self.start(memory, len(tokens), tokens.shape[1])
-        _, (hidden, context, weights) = jax.lax.scan(body, carry, word_gates)
+        _, (hidden, context, weights) = jax.lax.scan(body, carry, shares)
+        # Turned before the vocabulary layer: a turned copy of the logits would be the step's largest array.
+        words, hidden, context = (rearrange(x, "t n d -> n t d") for x in (words, hidden, context))
         logits = self._logits(w, words, hidden, context, train)
-        weights = rearrange(weights, "t b c h p -> (b c) t h p")
-        return rearrange(logits, "t n v -> n t v"), weights
+        return logits, rearrange(weights, "t b c h p -> (b c) t h p")
 
     def step(self, memory: Memory, tokens: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
         """The decoding contract. tokens: int32 [N] -> logits [N, V], carry."""
         w = memory["weights"]
-        words, gates = self._embed(w, tokens, train=False)
-        carry, context, _ = self._word(memory, gates, carry)
+        words, shares = self._embed(w, tokens, train=False)
+        carry, context, _ = self._word(memory, shares, carry)
         return self._logits(w, words, carry["hidden"], context, train=False), carry
 
 
@@ -224,14 +245,15 @@ class TransformerDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        _check_heads(self.heads, "features", self.features)
         self.embed = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.features))
         self.position = self.param("position", nn.initializers.normal(0.02), (self.max_len, self.features))
         self.blocks = [
             DecoderBlock(self.features, self.heads, self.mlp_ratio, self.dropout, self.dtype)
             for _ in range(self.layers)
         ]
-        self.norm = nn.LayerNorm(dtype=self.dtype)
-        self.image_norm = nn.LayerNorm(dtype=self.dtype)
+        self.norm = LayerNorm(self.dtype)
+        self.image_norm = LayerNorm(self.dtype)
         self.out = nn.Dense(self.vocab_size, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 

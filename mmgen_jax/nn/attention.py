@@ -1,4 +1,4 @@
-"""Attention of a decoder over an image's positions; the weights come out, for pictures and for losses.
+"""Attention of a decoder over an image's positions, whose weights come out for pictures and for losses; self-attention.
 
 Plain functions over arrays, so that they run inside one scan over words; the modules that own the parameters call them.
 """
@@ -50,3 +50,13 @@ def weigh(scores: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     values = rearrange(values, "b p (h d) -> b p h d", h=heads)
     context = jnp.einsum("bchp,bphd->bchd", weights.astype(values.dtype), values)
     return rearrange(context, "b c h d -> b c (h d)"), weights
+
+
+def self_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Attend from queries to keys (Vaswani et al., 2017, eq. 1), with whatever kernel the device has for it.
+
+    query: [B, Tq, H, D]; key, value: [B, Tk, H, D]; mask: bool [1 or B, 1 or H, Tq, Tk], true where a query may look -> [B, Tq, H, D].
+    """
+    # jax promotes bfloat16 to float32 in there, which a caller's strict setting would forbid.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from mmgen_jax.nn.attention import self_attention
+from mmgen_jax.nn.norm import LayerNorm
+
 
 class DecoderBlock(nn.Module):
     """One layer of a pre-norm Transformer decoder (Xiong et al., 2020).
@@ -24,7 +27,7 @@ class DecoderBlock(nn.Module):
 
     def setup(self):
         f, dtype = self.features, self.dtype
-        self.self_norm, self.cross_norm, self.mlp_norm = (nn.LayerNorm(dtype=dtype) for _ in range(3))
+        self.self_norm, self.cross_norm, self.mlp_norm = (LayerNorm(dtype) for _ in range(3))
         self.self_qkv, self.self_out = nn.Dense(3 * f, dtype=dtype), nn.Dense(f, dtype=dtype)
         self.cross_q, self.cross_kv = nn.Dense(f, dtype=dtype), nn.Dense(2 * f, dtype=dtype)
         self.cross_out = nn.Dense(f, dtype=dtype)
@@ -62,7 +65,7 @@ class DecoderBlock(nn.Module):
             key = cache["key"].at[rows, position].set(key[:, 0])
             value = cache["value"].at[rows, position].set(value[:, 0])
             cache = {"key": key, "value": value}
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
+        attended = self_attention(query, key, value, mask[:, None])
         x = x + self._drop(self.self_out(rearrange(attended, "n t h d -> n t (h d)")), train)
         attended, weights = self._cross(self._heads(self.cross_q(self.cross_norm(x))), image)
         x = x + self._drop(self.cross_out(attended), train)

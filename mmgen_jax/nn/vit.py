@@ -8,6 +8,8 @@ from einops import rearrange
 from flax import linen as nn
 
 from mmgen_jax.core import registry
+from mmgen_jax.nn.attention import self_attention
+from mmgen_jax.nn.norm import LayerNorm
 
 VARIANTS = {
     "vit_s": {"width": 384, "depth": 12, "heads": 6},
@@ -30,11 +32,6 @@ def patches(image: jax.Array, size: int) -> jax.Array:
             f"resize it to {fits} or change the patch."
         )
     return rearrange(image, "b (h p) (w q) c -> b h w (p q c)", p=size, q=size)
-
-
-def normalise(x: jax.Array, name: str, dtype: Any) -> jax.Array:
-    """Layer normalisation in float32 within a computation in `dtype`. [..., D] -> [..., D]."""
-    return nn.LayerNorm(epsilon=1e-6, name=name)(x.astype(jnp.float32)).astype(dtype)
 
 
 class Block(nn.Module):
@@ -66,13 +63,11 @@ class Block(nn.Module):
             init = nn.initializers.xavier_uniform()
             return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
-        y = dense(3 * width, "qkv")(normalise(x, "attention_norm", self.dtype))
+        y = dense(3 * width, "qkv")(LayerNorm(self.dtype, name="attention_norm")(x))
         q, k, v = rearrange(y, "b t (n h d) -> n b t h d", n=3, h=self.heads)
-        # jax promotes bfloat16 to float32 in there, which a caller's strict setting would forbid.
-        with jax.numpy_dtype_promotion("standard"):
-            y = rearrange(jax.nn.dot_product_attention(q, k, v), "b t h d -> b t (h d)")
+        y = rearrange(self_attention(q, k, v), "b t h d -> b t (h d)")
         x = x + branch(dense(width, "out")(y))
-        y = nn.gelu(dense(self.mlp, "mlp_in")(normalise(x, "mlp_norm", self.dtype)), approximate=False)
+        y = nn.gelu(dense(self.mlp, "mlp_in")(LayerNorm(self.dtype, name="mlp_norm")(x)), approximate=False)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return x + branch(dense(width, "mlp_out")(y))
 
@@ -133,7 +128,7 @@ class ViT(nn.Module):
                 name=f"block{i + 1}",
             )
             x = block(x, train=train)
-        x = normalise(x, "norm", self.dtype)
+        x = LayerNorm(self.dtype, name="norm")(x)
         return rearrange(x, "b (h w) d -> b h w d", h=rows)
 
 

@@ -67,17 +67,23 @@ class Task:
         differ in length.
         """
 
+        def summed(params, variables, batch, rng):
+            # Weighted before it is differentiated: batch statistics carry gradients from one device to another.
+            loss, (metrics, variables) = self.loss(params, variables, batch, rng, step)
+            return loss * jax.lax.stop_gradient(metrics["loss"].count), (metrics, variables)
+
         def of(variables, batch, rng):
-            value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
-            (_, (metrics, variables)), grads = value_and_grad(params, variables, batch, rng, step)
-            weight = metrics["loss"].count
-            return variables, (jax.tree.map(lambda g: g * weight, grads), metrics)
+            grads, (metrics, variables) = jax.grad(summed, has_aux=True)(params, variables, batch, rng)
+            return variables, (grads, metrics)
 
         slices = self.optimizer.accumulate
         if slices == 1:
             variables, (grads, metrics) = of(variables, batch, rng)
         else:
             # Every slice takes rows from each device, so that no row moves.
+            rows = len(next(iter(batch.values())))
+            if rows % slices:
+                raise ValueError(f"A batch of {rows} does not divide into optimizer.accumulate={slices} slices.")
             parts = jax.tree.map(lambda x: rearrange(x, "(b s) ... -> s b ...", s=slices), batch)
 
             def body(loop, inputs):
@@ -109,6 +115,6 @@ class Task:
             name: optax.incremental_update(params[name], average, 1.0 - self.optimizer.ema)
             for name, average in state.ema.items()
         }
-        metrics["grad_norm"] = Mean.of(optax.global_norm(grads))
+        metrics["grad_norm"] = Mean.of(optax.tree.norm(grads))
         metrics["learning_rate"] = Mean.of(self.optimizer.schedule(state.step))
         return State(state.step + 1, state.rng, params, variables, opt_state, ema), metrics

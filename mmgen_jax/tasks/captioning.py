@@ -73,7 +73,8 @@ class Captioning(Task):
         )
         self._label_smoothing, self._doubly_stochastic = label_smoothing, doubly_stochastic
         self._scheduled_sampling, self._scheduled_steps = scheduled_sampling, scheduled_steps
-        self.predict = {"loss": self._predict_loss, "generate": self.search(**decode), "attend": self._predict_attend}
+        generate = registry.call(self.search, decode, "task.decode")
+        self.predict = {"loss": self._predict_loss, "generate": generate, "attend": self._predict_attend}
 
     def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
         return {"model": self.model.init(rng, batch["image"], batch["tokens"][:, :, :-1])}
@@ -104,7 +105,7 @@ class Captioning(Task):
     def _objective(self, logits: jax.Array, weights: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
         """logits: [B, C, T, V]; weights: [B, C, T, H, P] -> scalar, metrics. The scalar is nats a token plus the penalty a token."""
         targets = batch["tokens"][:, :, 1:]
-        mask = (targets != text.PAD) * batch["mask"][:, None, None]
+        mask = (targets != text.PAD).astype(jnp.float32) * batch["mask"][:, None, None]
         metrics = {"loss": Mean.of(sequence.cross_entropy(logits, targets), mask)}
         smooth = Mean.of(sequence.cross_entropy(logits, targets, self._label_smoothing), mask)
         total = smooth.total
@@ -134,7 +135,18 @@ class Captioning(Task):
 
         Returns:
           fn(params, variables, batch, rng) -> {"tokens" [B, n_best, L], "log_prob", "score", "finished" [B, n_best]}.
+
+        Raises:
+          ValueError: a number out of its range, or options that contradict each other.
         """
+        for name, value in (("max_len", max_len), ("beam", beam), ("n_best", n_best)):
+            if value < 1:
+                raise ValueError(f"decode: {name}={value}; it is at least 1.")
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise ValueError(
+                f"decode: temperature={temperature} and top_p={top_p}; a temperature is 0 (no sampling) or more, "
+                "and top_p lies above 0 and is at most 1."
+            )
         rules = decoding.Rules(
             text.BOS, text.EOS, text.PAD, max_len, min_len, no_repeat, forbid=(text.UNK,)
         )
@@ -177,7 +189,7 @@ class Captioning(Task):
         del rng
         logits, _ = self._forward(params, variables, batch)
         targets = batch["tokens"][:, :, 1:]
-        return {"nll": sequence.cross_entropy(logits, targets) * (targets != text.PAD)}
+        return {"nll": jnp.where(targets != text.PAD, sequence.cross_entropy(logits, targets), 0.0)}
 
     def _predict_attend(self, params, variables, batch, rng):
         """Where the model looks as it writes batch["tokens"]. -> {"weights": [B, C, T, P]}, the mean over heads."""

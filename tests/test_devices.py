@@ -1,0 +1,123 @@
+"""The same training on any devices: jit equals pmap, one device equals eight, fsdp and tensor change nothing."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmgen_jax.core import parallel, sharding
+from mmgen_jax.core.checkpoint import Checkpointer
+from mmgen_jax.experiment import Experiment
+
+TENSOR_RULES = (
+    ("decoder/embed", (None, "tensor")),
+    ("decoder/(out_kernel|context_kernel|word_kernel)", (None, "tensor")),
+    ("decoder/deep_.*kernel", ("tensor", None)),
+    (".*", "fsdp"),
+)
+
+
+@pytest.fixture(scope="module")
+def config(load_config):
+    """A tower with batch statistics, whose mean must be over all devices in either mode.
+
+    Plain descent: Adam would blow rounding up to the size of a step.
+    """
+    config = load_config()
+    tower = {"name": "resnet", "stages": (1, 1), "block": "basic", "stem": "small", "width": 8}
+    config.task.model = {**config.task.model.to_dict(), "encoder": tower, "grid": 4}
+    config.optimizer = {"name": "sgd", "learning_rate": 0.1, "schedule": "constant", "ema": 0.9, "clip_norm": 1.0}
+    return config
+
+
+def two_steps(config, **mesh):
+    """-> (state, [metrics of each step]). One image of each batch is masked, and captions differ in length."""
+    config = config.copy_and_resolve_references()
+    config.mesh = mesh
+    experiment = Experiment(config)
+    state = experiment.init()
+    step = parallel.compile_step(experiment.task.train_step, experiment.layout, experiment.shardings)
+    batches = experiment.pipeline.train(0)
+    history = []
+    for number in range(2):
+        batch = next(batches)
+        batch["mask"] = np.where(np.arange(8) == number, 0, batch["mask"]).astype(np.float32)
+        state, metrics = step(state, sharding.put_batch(batch, experiment.layout))
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def on_eight(config):
+    return two_steps(config)
+
+
+def check(same, left, right):
+    same(left[0], right[0], rtol=0, atol=1e-5)
+    same(left[1], right[1], rtol=1e-5, atol=1e-5)
+
+
+def test_training_moves_everything(config, on_eight):
+    """Else the comparisons below would compare nothing."""
+    first, last = Experiment(config).init(), on_eight[0]
+    assert last.variables["model"]["batch_stats"]
+    for before, after in ((first.params, last.params), (first.variables, last.variables)):
+        pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+        for (path, old), new in pairs:
+            assert not np.array_equal(old, new), jax.tree_util.keystr(path)
+
+
+def test_pmap_equals_jit(config, on_eight, same):
+    check(same, two_steps(config, mode="pmap"), on_eight)
+
+
+def test_one_device_equals_eight(config, on_eight, same, on_devices):
+    on_devices(1)
+    check(same, two_steps(config), on_eight)
+
+
+def test_fsdp_equals_data(config, on_eight, same):
+    state, history = two_steps(config, data=2, fsdp=4, min_mb=0.0)
+    kernel = state.params["model"]["decoder"]["word_kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    check(same, (state, history), on_eight)
+
+
+def test_tensor_equals_data(config, on_eight, same):
+    state, history = two_steps(config, data=4, tensor=2, min_mb=0.0, rules=TENSOR_RULES)
+    embed = state.params["model"]["decoder"]["embed"]
+    assert embed.addressable_shards[0].data.shape == (embed.shape[0], embed.shape[1] // 2)
+    check(same, (state, history), on_eight)
+
+
+def test_a_run_moves_to_other_devices(config, on_eight, same, tmp_path, on_devices):
+    """Saved by eight, restored by one and by four with fsdp: the same bits."""
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(2, on_eight[0])
+    checkpointer.wait()
+    for count, mesh in ((1, {}), (4, {"fsdp": 4, "min_mb": 0.0})):
+        on_devices(count)
+        moved = config.copy_and_resolve_references()
+        moved.mesh = mesh
+        experiment = Experiment(moved)
+        same(checkpointer.restore(experiment.abstract, experiment.shardings), on_eight[0])
+    checkpointer.close()
+
+
+def test_accumulated_slices_equal_the_whole_batch(config, same):
+    """Also with captions of unequal length and a masked image: slices are weighted by their words.
+
+    A tower without batch statistics: those are of a slice.
+    """
+    config = config.copy_and_resolve_references()
+    tower = {"name": "vit", "patch": 8, "width": 16, "depth": 1, "heads": 2, "image_size": 32}
+    config.task.model = {**config.task.model.to_dict(), "encoder": tower, "grid": 0}
+    whole = two_steps(config)
+    config.optimizer.accumulate = 4
+    check(same, two_steps(config), whole)
+
+
+def test_a_batch_that_does_not_divide_into_slices(config):
+    config = config.copy_and_resolve_references()
+    config.optimizer.accumulate = 3
+    with pytest.raises(ValueError, match=r"batch of 8 does not divide into optimizer.accumulate=3 slices"):
+        two_steps(config)

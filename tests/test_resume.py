@@ -1,0 +1,209 @@
+"""A run that was stopped and resumed equals one that was not, bit for bit; a workdir belongs to its config."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mmgen_jax.core.writer import Writers
+from mmgen_jax.data.quarantine import TooManyBroken
+from mmgen_jax.experiment import WorkdirError
+from mmgen_jax.train import Interrupted, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def config(load_config, tmp_path_factory):
+    """The tiny captioner on 20 pictures, with an EMA and all that draws numbers: order, augmentation, dropout."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    words = ["a", "big", "small", "red", "dog", "cat", "runs", "sits"]
+    with (folder / "data.jsonl").open("w") as file:
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{i}.png")
+            captions = [" ".join(rng.choice(words, rng.integers(2, 7))) for _ in range(3)]
+            file.write(json.dumps({"image": f"{i}.png", "captions": captions}) + "\n")
+    config = load_config(checkpoint={"every": 4, "keep": 2}, log_every=2, steps=8)
+    augment = "decode | random_resized_crop(32, min_area=0.5) | flip | color_jitter(0.2)"
+    config.data.transforms = f"{augment} | caption(max_len=8, per_image=2)"
+    config.data.shuffle = True
+    config.data.source = {"name": "jsonl", "path": str(folder / "data.jsonl")}
+    config.data.tokenizer = {"name": "words", "min_count": 1}
+    config.task.model.decoder.dropout = 0.3
+    config.optimizer.ema = 0.9
+    return config
+
+
+def run(config, workdir, **kwargs):
+    return train(config, workdir, console=Console(file=io.StringIO()), **kwargs)
+
+
+def reported(workdir):
+    """The steps in metrics.jsonl that a training report was written for."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+    """(final state, workdir) of eight steps without a break."""
+    workdir = tmp_path_factory.mktemp("straight")
+    return run(config, workdir), workdir
+
+
+def at_step(monkeypatch, step, do):
+    """Have the loop call `do` once, as it moves the bar to `step`."""
+    with_hook = Writers.progress
+
+    def progress(self, now):
+        with_hook(self, now)
+        if now == step:
+            do()
+
+    monkeypatch.setattr(Writers, "progress", progress)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal(config, straight, same, tmp_path, monkeypatch, sent):
+    """The signal comes while step 3 is at work; step 4 is finished, saved, and the run goes on from there."""
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), sent))
+        with pytest.raises(Interrupted, match="saved at step 4"):
+            run(config, tmp_path)
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+    same(run(config, tmp_path), straight[0])
+    assert reported(tmp_path) == reported(straight[1]) == [2, 4, 6, 8]
+
+
+def test_stopped_by_a_crash(config, straight, same, tmp_path, monkeypatch):
+    """Steps after the last checkpoint are done again, and stand in metrics.jsonl once."""
+
+    def crash():
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(config, tmp_path)
+    assert reported(tmp_path) == [2, 4, 6]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "ti')
+    same(run(config, tmp_path), straight[0])
+    assert reported(tmp_path) == [2, 4, 6, 8]
+
+
+def test_a_finished_run_does_not_train_again(config, straight, same):
+    state, workdir = straight
+    same(run(config, workdir), state)
+    assert reported(workdir) == [2, 4, 6, 8]
+
+
+def test_every_step_sees_other_numbers(straight):
+    """The comparison above would hold for a run that never changes, too."""
+    state, workdir = straight
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len({row["train/loss"] for row in rows if "train/loss" in row}) == 4
+    assert int(state.step) == 8
+    kernel, average = (tree["model"]["decoder"]["key_kernel"] for tree in (state.params, state.ema))
+    assert not np.array_equal(kernel, average)
+
+
+def test_another_config_is_refused(config, straight, tmp_path):
+    _, workdir = straight
+    other = config.copy_and_resolve_references()
+    other.steps, other.optimizer.learning_rate = 9, 0.5
+    with pytest.raises(WorkdirError) as error:
+        run(other, workdir)
+    assert "optimizer.learning_rate: " in str(error.value) and "steps: 8 -> 9" in str(error.value)
+    assert "--override" in str(error.value) and str(workdir) in str(error.value)
+
+
+def test_override_goes_on(config, tmp_path):
+    first = config.copy_and_resolve_references()
+    first.steps = 2
+    run(first, tmp_path)
+    first.steps = 4
+    state = run(first, tmp_path, override=True)
+    assert int(state.step) == 4
+    assert reported(tmp_path) == [2, 4]
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4
+    assert int(run(first, tmp_path).step) == 4, "the workdir is the new config's now"
+
+
+def test_a_config_with_a_mistake_claims_no_workdir(config, tmp_path):
+    wrong = config.copy_and_resolve_references()
+    wrong.task.model.decoder.featurs = 3
+    workdir = tmp_path / "run"
+    with pytest.raises(ValueError, match=r'Unknown key "featurs" .*Did you mean "features"'):
+        run(wrong, workdir)
+    assert not workdir.exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(config, tmp_path):
+    wild = config.copy_and_resolve_references()
+    wild.optimizer.update(name="sgd", learning_rate=1e30, clip_norm=0.0, warmup=0)
+    wild.checkpoint.every = 1
+    with pytest.raises(FloatingPointError, match=r"The loss is (nan|inf) at step \d.*optimizer.learning_rate"):
+        run(wild, tmp_path)
+    assert [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()], "the last checkpoint stays"
+
+
+def test_too_many_broken_images_end_the_run(config, tmp_path):
+    """From a loader's thread, through grain and the loop, with the summary."""
+    folder = Path(config.data.source.path).parent
+    broken = tmp_path / "data.jsonl"
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["image"] = str(folder / row["image"])
+        if i % 2:
+            (tmp_path / f"{i}.png").write_bytes(b"")
+            row["image"] = str(tmp_path / f"{i}.png")
+    broken.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bad = config.copy_and_resolve_references()
+    bad.data.source.path = str(broken)
+    with pytest.raises(TooManyBroken, match=r"(?s)of 20 examples of 'train' are broken.*zero bytes.*jsonl"):
+        run(bad, tmp_path / "run")
+    # Other threads may find one more while the first stops the run.
+    assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) >= 8
+
+
+SCRIPT_CONFIG = """
+import runpy
+def get_config(arg=None):
+    config = runpy.run_path({path!r})["get_config"]("tiny")
+    config.evals, config.steps, config.log_every, config.checkpoint.every = {{}}, 300, 2, 1000
+    return config
+"""
+
+
+def test_ctrl_c_on_the_script(tmp_path, script_env):
+    """Status 130, the state is saved, and the same command goes on to the end."""
+    path = str(ROOT / "configs" / "captioner_scenes.py")
+    (tmp_path / "config.py").write_text(SCRIPT_CONFIG.format(path=path))
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(tmp_path / "config.py")]
+    command += ["--workdir", str(tmp_path / "run")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=script_env, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("step 2/300"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, rest + errors
+    assert "The same command goes on from there" in errors
+    assert "Traceback" not in errors
+    (saved,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    assert 2 <= saved < 300
+    again = subprocess.run(command, env=script_env, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming at step {saved}" in again.stdout
+    assert reported(tmp_path / "run") == list(range(2, 301, 2))
