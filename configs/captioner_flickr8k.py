@@ -11,16 +11,18 @@ from mmgen_jax.core.config import parse_arg
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (for tests), path (the Parquet file, with the splits train and dev), steps, batch_size."""
     arg = parse_arg(
-        arg, tiny=False, path="../shared/data/flickr8k_96/data.parquet", steps=6000, batch_size=64
+        arg, tiny=False, path="../shared/data/flickr8k_96/data.parquet", steps=4500, batch_size=64
     )
-    steps, batch_size, size, max_len = (4, 8, 32, 12) if arg.tiny else (arg.steps, arg.batch_size, 96, 24)
-    encoder = dict(name="resnet", stages=(2, 2, 2), block="basic", width=8 if arg.tiny else 48)
-    features = 32 if arg.tiny else 384
+    steps, batch_size, size, max_len = (4, 8, 32, 12) if arg.tiny else (arg.steps, arg.batch_size, 96, 20)
+    encoder = dict(name="resnet", stages=(2, 2, 2), block="basic", width=8 if arg.tiny else 40)
+    features = 32 if arg.tiny else 320
     decoder = dict(
         name="rnn",
         features=features,
         embed_features=features // 2,
         attention_features=features // 2,
+        attention="dot",
+        word_query=True,
         dropout=0.4,
     )
 
@@ -45,7 +47,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             data=dict(
                 source=parquet("train"),
-                transforms=f"{augment} | caption(max_len={max_len}, per_image=3)",
+                transforms=f"{augment} | caption(max_len={max_len}, per_image=2)",
                 batch_size=batch_size,
                 tokenizer=dict(name="words", min_count=5),
             ),

@@ -36,6 +36,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     def evaluation(name, split, **more):
         transforms = f"caption(max_len={MAX_LEN}, per_image=5, which='first')"
+        if arg.tiny and name == "captions":
+            more["floor_images"] = 100
         return dict(
             name=name, source=scenes(split, length=length), transforms=transforms, batch_size=batch_size, **more
         )

@@ -1,8 +1,11 @@
 """Eight CPU devices and strict types for every test; compiled programs are kept between tests and runs."""
 
 import functools
+import fcntl
 import os
 import runpy
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -96,3 +99,44 @@ def same():
                 assert a.tobytes() == b.tobytes(), f"{name} differs by up to {np.abs(a - b).max()}"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> tuple[Path, str]:
+    """(workdir, what it printed) of the README's first command in its tiny form: read it, change nothing in it.
+
+    Test processes share one run; whoever comes first trains it, the others wait at the lock.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    workdir, printed = folder / "tiny_run", folder / "tiny_run.txt"
+    with (folder / "tiny_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            command = "scripts/train.py --config configs/captioner_scenes.py:tiny --workdir"
+            cache = {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+            done = subprocess.run(
+                [sys.executable, *command.split(), workdir],
+                cwd=ROOT,
+                env={**os.environ, **cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            printed.write_text(done.stdout, encoding="utf-8")
+    return workdir, printed.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """script("caption", "--workdir", ...) -> (exit status, stdout, stderr): a script of scripts/, in this process."""
+
+    def run(name: str, *arguments) -> tuple[int, str, str]:
+        path = ROOT / "scripts" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(path), run_name="__main__")
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run

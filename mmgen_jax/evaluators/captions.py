@@ -25,6 +25,7 @@ class Captions(Evaluator):
       source, transforms, batch_size, pipeline: see `Evaluator`.
       predict: which prediction writes the captions.
       pictures: how many captions to draw.
+      floor_images: on how many training images the best constant caption is chosen.
       java: METEOR and SPICE in the table too, where Java and pycocoevalcap are there.
     """
 
@@ -36,15 +37,17 @@ class Captions(Evaluator):
         batch_size: int,
         predict: str = "generate",
         pictures: int = 8,
+        floor_images: int = 6000,
         java: bool = False,
         pipeline: Pipeline,
     ):
         super().__init__(source=source, transforms=transforms, batch_size=batch_size, pipeline=pipeline)
-        self._predict, self._pictures, self._java = predict, pictures, java
+        self._predict, self._pictures, self._floor_images, self._java = predict, pictures, floor_images, java
         self.references: list[list[str]] = []
         self.hypotheses: list[str] = []
         self.records: list[dict] = []
         self._index: list[int] | None = None
+        self._references: scores_lib.References | None = None
 
     def run(self, predict: Predict, figure: Path) -> dict[str, float]:
         """Caption, score, and draw into `figure`. The captions stay in `records` until the next run."""
@@ -59,7 +62,8 @@ class Captions(Evaluator):
                 index, self.hypotheses, outputs["log_prob"][:, 0], self.references, strict=True
             )
         ]
-        self._comparison = self._counted(index).compare(self.hypotheses)
+        self._count(index)
+        self._comparison = self._references.compare(self.hypotheses)
         scores = self._comparison.score()
         if hasattr(self.source, "is_true"):
             true = [self.source.is_true(i, text) for i, text in zip(index, self.hypotheses, strict=True)]
@@ -80,24 +84,17 @@ class Captions(Evaluator):
             words = [self.pipeline.tokenizer.pieces(row) for row in tokens]
             figures.attention(path, images, words, weights)
 
-    def _counted(self, index: list[int]) -> scores_lib.References:
+    def _count(self, index: list[int]) -> None:
         """The references' n-grams, counted once for all evaluations of a run."""
         if self._index != index:
-            self._index, self._reference_counts = index, scores_lib.References(self.references)
-        return self._reference_counts
-
-    @functools.cached_property
-    def _floors(self) -> dict[str, tuple[str, dict[str, float]]]:
-        """The best constant captions by CIDEr and by BLEU-4, chosen on the training captions. -> (caption, scores)."""
-        train = self.pipeline.source
-        # A few thousand images settle which it is; an endless source has no more to say.
-        sample = [train.captions(i) for i in range(min(len(train), 6000))]
-        return {by: scores_lib.floor(sample, self.references, by=by) for by in ("cider", "bleu4")}
+            self._index, self._references = index, scores_lib.References(self.references)
 
     def table(self, scores: dict[str, float]) -> dict[str, Row]:
         """The scores x 100 with bootstrap intervals, floor and ceiling; the last run's captions are resampled."""
         intervals = self._comparison.bootstrap()
-        floors = {name: max(f[1][name] for f in self._floors.values()) for name in scores_lib.NAMES}
+        constants = _constants(self.pipeline.source, self._floor_images)
+        blind = [self._references.compare([caption] * len(self.references)).score() for caption in constants.values()]
+        floors = {name: max(scores[name] for scores in blind) for name in scores_lib.NAMES}
         ceiling = scores_lib.ceiling(self.references) if min(map(len, self.references)) > 1 else {}
         rows = {}
         for name in scores_lib.NAMES:
@@ -106,8 +103,7 @@ class Captions(Evaluator):
             rows[name] = Row(100 * scores[name], (100 * low, 100 * high), 100 * floors[name], above)
         if "truth" in scores:
             low, high = _wilson(scores["truth"], len(self.hypotheses))
-            constant = self._floors["cider"][0]
-            truth = np.mean([self.source.is_true(record["index"], constant) for record in self.records])
+            truth = np.mean([self.source.is_true(record["index"], constants["cider"]) for record in self.records])
             rows["truth"] = Row(100 * scores["truth"], (100 * low, 100 * high), 100 * float(truth), 100.0)
         if self._java:
             extra = scores_lib.score_java(self.references, self.hypotheses)
@@ -123,6 +119,13 @@ class Captions(Evaluator):
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in self.records)
         path.write_text("".join(lines), encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=1)
+def _constants(train: Any, images: int) -> dict[str, str]:
+    """The best constant captions of a training set by CIDEr and by BLEU-4; all evaluations of a run share them."""
+    # A few thousand images settle which they are; an endless source has no more to say.
+    return scores_lib.constant_captions([train.captions(i) for i in range(min(len(train), images))])
 
 
 def attend(predict: Predict, images: Sequence[np.ndarray], tokens: np.ndarray, batch_size: int) -> np.ndarray:

@@ -314,31 +314,41 @@ def floor(
 ) -> tuple[str, dict[str, float]]:
     """The best constant caption, and its scores when every image gets it: what a blind model reaches.
 
-    Every training caption (of at most FLOOR_IMAGES images) is tried as the constant one, and the one with the
-    highest score `by` against the training references is taken; `references`, those of the split to be
-    scored, have no part in the choice. No image is scored for it: for a constant caption both scores are sums
-    over its n-grams of numbers that are tabulated once, so tens of thousands of candidates take seconds.
-
     Args:
-      train_captions: for each training image its captions.
-      references: for each image to be scored its captions.
+      train_captions: for each training image its captions; see `constant_captions`.
+      references: for each image to be scored its captions. They have no part in the choice.
       by: "cider" or "bleu4". They choose differently (BLEU-4 likes frequent words, CIDEr likes content):
         the floor of BLEU-4 itself is `by="bleu4"`.
 
     Returns:
       The caption (its tokens, joined by spaces), and `score(references, [caption] * N)`.
     """
-    choices = {"cider": _constant_cider, "bleu4": _constant_bleu4}
-    constant = choose(choices, by, "score to choose the constant caption by")
+    choose(_CONSTANTS, by, "score to choose the constant caption by")
+    caption = constant_captions(train_captions, [by])[by]
+    return caption, score(references, [caption] * len(references))
+
+
+def constant_captions(
+    train_captions: Sequence[Sequence[str]], by: Iterable[str] = ("cider", "bleu4")
+) -> dict[str, str]:
+    """The best constant caption by each score: {score: caption}.
+
+    Every training caption (of at most FLOOR_IMAGES images) is tried as the constant one, and the one with the
+    highest score against the training references is taken. No image is scored for it: for a constant caption
+    both scores are sums over its n-grams of numbers that are tabulated once, so tens of thousands of
+    candidates take seconds.
+    """
     train = References(train_captions[:: math.ceil(len(train_captions) / FLOOR_IMAGES) or 1])
-    value = constant(train)
     candidates = {
         " ".join(tokens): ngrams
         for captions in _zip(train.tokens, train.ngrams)
         for tokens, ngrams in _zip(*captions)
     }
-    caption = max(candidates, key=lambda caption: (value(candidates[caption]), caption))
-    return caption, score(references, [caption] * len(references))
+    best = {}
+    for name in by:
+        value = _CONSTANTS[name](train)
+        best[name] = max(candidates, key=lambda caption: (value(candidates[caption]), caption))
+    return best
 
 
 def _constant_bleu4(train: References) -> Callable[[Ngrams], float]:
@@ -389,6 +399,9 @@ def _constant_cider(train: References) -> Callable[[Ngrams], float]:
         return 10 * total / ORDERS / len(train)
 
     return value
+
+
+_CONSTANTS = {"cider": _constant_cider, "bleu4": _constant_bleu4}
 
 
 def ceiling(references: Sequence[Sequence[str]]) -> dict[str, float]:

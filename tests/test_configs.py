@@ -1,0 +1,74 @@
+"""Every config, tiny or not, fits together: shapes of init, train_step and every prediction. Nothing is computed."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmgen_jax.core import config as config_lib
+from mmgen_jax.experiment import Experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
+STAND_IN = {"name": "scenes", "size": 64, "length": 100}
+
+
+def stand_in(config):
+    """The same config where its data is absent: drawn scenes instead, which pass through the same transforms."""
+    config.data.source = {**STAND_IN, "split": "train"}
+    for evaluation in config.evals.values():
+        if "source" in evaluation:
+            evaluation.source = {**STAND_IN, "split": "val"}
+    return config
+
+
+@pytest.fixture
+def get(monkeypatch):
+    monkeypatch.chdir(ROOT)  # paths in configs are relative to the repository
+    return lambda path, arg: runpy.run_path(str(path))["get_config"](arg)
+
+
+@pytest.mark.parametrize("arg", [None, "tiny"], ids=["full", "tiny"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_shapes(path, arg, get):
+    config = get(path, arg)
+    config_lib.check(config)
+    try:
+        experiment = Experiment(config)
+    except FileNotFoundError:
+        experiment = Experiment(stand_in(get(path, arg)))
+    task, state = experiment.task, experiment.abstract
+    for leaf in jax.tree.leaves(state.params):
+        assert leaf.dtype == jnp.float32
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), experiment.pipeline.example_batch())
+    after, metrics = jax.eval_shape(task.train_step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    jax.tree.map(lambda a, b: _same(a, b), after, state)
+    assert {"loss", "grad_norm", "learning_rate"} <= metrics.keys()
+    assert all(leaf.shape == () and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))
+    assert task.predict
+    for name, predict in task.predict.items():
+        output = jax.eval_shape(predict, state.params, state.variables, batch, state.rng)
+        rows = {leaf.shape[0] for leaf in jax.tree.leaves(output)}
+        assert rows == {len(batch["mask"].shape) and batch["mask"].shape[0]}, name
+
+
+def _same(left, right):
+    assert (left.shape, left.dtype) == (right.shape, right.dtype)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_headers(path, get):
+    """A config opens with its command; an unknown argument is refused."""
+    text = path.read_text(encoding="utf-8")
+    assert f"--config configs/{path.name}" in text.split('"""')[1], "the docstring holds the command"
+    with pytest.raises(ValueError, match=r'Unknown config argument "tny".*Did you mean "tiny"'):
+        get(path, "tny")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_tiny_run_is_short(path, get):
+    tiny = get(path, "tiny")
+    assert tiny.steps <= 20 and tiny.data.batch_size <= 16

@@ -1,0 +1,157 @@
+"""Two real processes equal one: training, evaluation, and how they stop; through the flags of scripts/train.py."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmgen_jax.core.config import load_json
+from mmgen_jax.experiment import Experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Samples as captions, so that a random key that differed between processes would show. The last batch is padded.
+CONFIG = """
+import runpy
+def get_config(arg=None):
+    config = runpy.run_path({path!r})["get_config"]("tiny")
+    source = dict(config.data.source, length=64)
+    config.data.update(source=source, shuffle=True)
+    held = dict(source=dict(source, split="val", length=11), batch_size=8,
+                transforms="caption(max_len=23, per_image=5, which='first')")
+    config.evals = dict(captions=dict(held, name="captions", pictures=2), nats=dict(held, name="likelihood"))
+    config.task.decode = dict(max_len=12, temperature=1.0)
+    config.optimizer = dict(name="sgd", learning_rate=0.1, schedule="constant", ema=0.5)
+    config.steps, config.log_every = 2, 1
+    if arg == "long":
+        config.steps, config.evals = 100000, {{}}
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    path = str(ROOT / "configs" / "captioner_scenes.py")
+    (folder / "config.py").write_text(CONFIG.format(path=path))
+    return folder
+
+
+def command(folder, name, arg=""):
+    script = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", f"{folder / 'config.py'}{arg}"]
+    return [*script, "--workdir", str(folder / name)]
+
+
+def start_two(folder, name, env, arg=""):
+    """Two processes of one device each, found through the flags."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = ["--coordinator", address, "--num_processes", "2", "--process_id"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [
+        subprocess.Popen([*command(folder, name, arg), *flags, str(i)], env=env, **pipes) for i in range(2)
+    ]
+
+
+def finish(processes):
+    """[(stdout, stderr)] of all; none is left behind."""
+    try:
+        return [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def state_of(workdir):
+    experiment = Experiment(load_json(workdir / "config.json"), workdir)
+    checkpointer = experiment.checkpointer()
+    state = checkpointer.restore(experiment.abstract, experiment.shardings)
+    checkpointer.close()
+    return state
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one(folder, script_env):
+    """One process of two devices."""
+    env = {**script_env, "JAX_NUM_CPU_DEVICES": "2"}
+    done = subprocess.run(command(folder, "one"), env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return folder / "one"
+
+
+@pytest.fixture(scope="module")
+def two(folder, script_env):
+    processes = start_two(folder, "two", script_env)
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return folder / "two", outputs
+
+
+def test_only_the_first_process_writes(two):
+    workdir, outputs = two
+    assert "step 2/2" in outputs[0][0]
+    assert [line for line in outputs[1][0].splitlines() if "Gloo" not in line] == []
+    assert [row["step"] for row in rows(workdir) if "train/loss" in row] == [1, 2]
+    assert not list(workdir.glob("*.part"))
+
+
+def test_training_is_the_same(one, two, same):
+    same(state_of(two[0]), state_of(one), rtol=0, atol=1e-5)
+    for left, right in zip(rows(two[0]), rows(one), strict=True):
+        for name in ("train/loss", "train/grad_norm"):
+            np.testing.assert_allclose(left.get(name, 0), right.get(name, 0), rtol=1e-5)
+
+
+def test_evaluators_give_the_same_numbers(one, two):
+    scores = []
+    for workdir in (one, two[0]):
+        merged = {key: value for row in rows(workdir) for key, value in row.items()}
+        scores.append({k: v for k, v in merged.items() if k.startswith(("captions/", "nats/"))})
+    assert scores[0].keys() == scores[1].keys() and len(scores[0]) > 8
+    for name, value in scores[0].items():
+        np.testing.assert_allclose(scores[1][name], value, rtol=1e-5, err_msg=name)
+
+
+def test_evaluation_counts_every_example_once(one, two):
+    for workdir in (one, two[0]):
+        (path,) = (workdir / "predictions").glob("captions_*.jsonl")
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [record["index"] for record in records] == list(range(11))
+    left, right = ((workdir / "predictions" / path.name).read_text() for workdir in (one, two[0]))
+    captions = [[json.loads(line)["caption"] for line in text.splitlines()] for text in (left, right)]
+    assert captions[0] == captions[1]
+    assert len(set(captions[0])) > 5, "samples differ from image to image"
+
+
+def test_a_signal_to_one_stops_both(folder, script_env):
+    """A machine that is taken away tells its own process only; all must stop after the same step."""
+    processes = start_two(folder, "stopped", script_env, ":long")
+    for line in processes[0].stdout:
+        if line.startswith("step 3/"):
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [130, 130], outputs
+    saved = int(state_of(folder / "stopped").step)
+    assert saved < 100000
+    assert all(f"Stopped and saved at step {saved}." in errors for _, errors in outputs)
+
+
+def test_flags_that_belong_together(folder, script_env):
+    done = subprocess.run(
+        [*command(folder, "lone"), "--coordinator", "127.0.0.1:1"], env=script_env, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "error: --coordinator, --num_processes and --process_id belong together" in done.stderr
+    assert not (folder / "lone").exists()
