@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             optimizer=dict(
                 name="adamw",
-                learning_rate=3e-3,
+                learning_rate=4e-3,
                 schedule="cosine",
                 warmup=min(100, steps // 4),
                 weight_decay=1e-4,

@@ -63,7 +63,8 @@ def caption_files(
       seed: of drawn words, default the config's.
 
     Raises:
-      ValueError: the run has no image transforms to take over, or options contradict each other.
+      FileNotFoundError: there is no such path, or no such run.
+      ValueError: the run has no evaluation whose transforms it could take over, or options contradict each other.
     """
     files = find_images(paths)
     chosen = {key: value for key, value in decode.items() if value is not None}
@@ -73,6 +74,8 @@ def caption_files(
     overrides = {f"task.decode.{key}": value for key, value in chosen.items()}
     if seed is not None:
         overrides["seed"] = seed
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; it is at least 1.")
     batch_size = min(batch_size, len(files))
     experiment, params, variables, _ = load(workdir, overrides, step)
     batch_size = -(-batch_size // experiment.layout.cuts) * experiment.layout.cuts

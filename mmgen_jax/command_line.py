@@ -64,6 +64,21 @@ def _need_config_file(path: Path) -> None:
         sys.exit(f"error: No config file {path}.{registry.nearest(str(path), files)}")
 
 
+def check_out(path: Path | None) -> None:
+    """Make the folder of an output file and see that the file can be written, before the work and not after it.
+
+    Raises:
+      OSError: it cannot; says why.
+    """
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise OSError(f"Cannot write --out {path}: {error.strerror}.") from error
+
+
 def tell(main: Callable[[], Any]) -> int:
     """Run `main`; an error that this package raised on purpose becomes its message, any other keeps its traceback.
 

@@ -22,7 +22,7 @@ def attention(
       path: the file to write.
       images: uint8 [H, W, 3].
       captions: words (or pieces), as many as there are maps.
-      weights: float [T, P], with P = h x h positions of a square grid, row by row; rows behind the words are left out.
+      weights: float [T, P], the positions of a grid of the image's proportions, row by row; rows behind the words are left out.
       titles: a line above each image; default its caption.
       columns: maps in a row.
     """
@@ -54,8 +54,13 @@ def attention(
 
 def _overlay(axis: Any, image: np.ndarray, weights: np.ndarray) -> None:
     """The image as under a lamp: bright where the model looked, dark elsewhere; each map is scaled by its own largest weight."""
-    side = round(len(weights) ** 0.5)
     height, width = image.shape[:2]
-    maps = (weights / max(float(weights.max()), 1e-6)).reshape(side, side).astype(np.float32)
+    maps = (weights / max(float(weights.max()), 1e-6)).reshape(_grid(len(weights), height / width)).astype(np.float32)
     lamp = np.asarray(Image.fromarray(maps).resize((width, height), Image.Resampling.BICUBIC))
     axis.imshow((image * (0.15 + 0.85 * lamp.clip(0, 1)[..., None])).astype(np.uint8))
+
+
+def _grid(positions: int, ratio: float) -> tuple[int, int]:
+    """The (rows, columns) with rows x columns = positions whose proportion is nearest to `ratio`."""
+    pairs = [(rows, positions // rows) for rows in range(1, positions + 1) if positions % rows == 0]
+    return min(pairs, key=lambda pair: abs(np.log(pair[0] / pair[1] / ratio)))

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import start_jax, tell
+from mmgen_jax.command_line import check_out, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -36,6 +36,7 @@ def parse() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     start_jax()
+    check_out(args.out)
     from mmgen_jax.caption import caption_files
 
     caption_files(

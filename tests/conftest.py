@@ -1,7 +1,7 @@
 """Eight CPU devices and strict types for every test; compiled programs are kept between tests and runs."""
 
-import functools
 import fcntl
+import functools
 import os
 import runpy
 import subprocess
@@ -26,14 +26,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Compiling is most of what the tests do, and takes less than half the time so.
 jax.config.update("jax_disable_most_optimizations", True)
 
-from mmgen_jax.core import sharding
+from mmgen_jax.core import sharding  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data sets beside the repository; tests that need one are skipped where it is absent."""
+    """The folder of real data sets beside the repository; tests that need one are skipped without it."""
     path = ROOT.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"needs the real data sets at {path}, which this machine does not have")
@@ -42,7 +42,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def script_env() -> dict[str, str]:
-    """The environment of a script that a test runs: one CPU device, and compiled programs shared with the tests."""
+    """The environment of a script that a test runs: one CPU device, the tests' compiled programs."""
     jax_env = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
@@ -66,7 +66,7 @@ def on_devices(monkeypatch):
 
 @pytest.fixture(scope="session")
 def load_config():
-    """load_config("captioner_scenes.py:tiny", seed=1): the config without evaluations, top-level values replaced.
+    """load_config("captioner_scenes.py:tiny", seed=1): the config without evaluations, some values replaced.
 
     Evaluations cost most of a tiny run's time; a test that wants one adds it.
     """

@@ -1,4 +1,4 @@
-"""Every search against brute force on small vocabularies; the rules; sampling's frequencies; scheduled inputs."""
+"""Every search against brute force on small vocabularies; rules; sampling's frequencies; scheduled inputs."""
 
 import functools
 import itertools
@@ -93,7 +93,7 @@ def brute_force(table, rules, length_penalty=0.0):
 @functools.partial(jax.jit, static_argnames=("rules", "beam", "n_best", "length_penalty"))
 def beam_search(table, *, rules=RULES, beam, n_best=1, length_penalty=0.0):
     step, carry = history_step(table, beam), empty(len(table) * beam, rules.max_len)
-    options = dict(batch=len(table), beam=beam, n_best=n_best, length_penalty=length_penalty)
+    options = {"batch": len(table), "beam": beam, "n_best": n_best, "length_penalty": length_penalty}
     return decoding.beam_search(step, carry, rules, **options)
 
 
@@ -144,7 +144,9 @@ def test_wide_beam_is_exact(length_penalty, rules):
     for b in range(B):
         best = exact[b][:n_best]
         np.testing.assert_allclose(found.score[b], [score for score, *_ in best], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found.log_prob[b], [log_prob for _, log_prob, _ in best], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            found.log_prob[b], [log_prob for _, log_prob, _ in best], rtol=1e-5, atol=1e-5
+        )
         assert [tuple(row) for row in found.tokens[b].tolist()] == [sequence for *_, sequence in best]
 
 
@@ -291,7 +293,7 @@ def test_no_word_left_ends_the_sequence():
 
 
 def test_a_beam_wider_than_all_sequences_says_which_are_none():
-    """One word and a length of two: three sequences exist, the other places have no probability and are not finished."""
+    """One word and a length of two: three sequences exist; the other places are empty and not finished."""
     rules = Rules(BOS, EOS, PAD, 2, forbid=(4, 5))
     found = beam_search(tables(8), rules=rules, beam=6, n_best=6)
     real = np.asarray(found.log_prob) > -1e9
@@ -411,7 +413,9 @@ def test_ensemble_averages_probabilities():
         return decoding.ensemble(steps), [empty(B * beam), empty(B * beam)]
 
     def mean(*logits):
-        return np.log(np.mean([np.exp(x - np.logaddexp.reduce(x, axis=-1, keepdims=True)) for x in logits], axis=0))
+        return np.log(
+            np.mean([np.exp(x - np.logaddexp.reduce(x, axis=-1, keepdims=True)) for x in logits], axis=0)
+        )
 
     averaged = mean(first.astype(np.float64), second.astype(np.float64)).astype(np.float32)
     step, carry = both(1)
@@ -440,7 +444,7 @@ def test_scheduled_inputs():
     np.testing.assert_array_equal(scheduled(table, true, 0.0, jax.random.key(0)), true)
     own = np.asarray(scheduled(table, true, 1.0, jax.random.key(0)))
     np.testing.assert_array_equal(own[:, 0], true[:, 0])
-    # The model's own words, drawn after its own words: frequencies of the second word, and of the third after the commonest.
+    # Drawn after its own words: frequencies of the second word, and of the third after the commonest.
     for history in ((), (np.bincount(own[:, 1]).argmax(),)):
         rows_there = np.all(own[:, 1 : 1 + len(history)] == np.array(history, int), axis=1)
         counts = np.bincount(own[rows_there, 1 + len(history)], minlength=V)

@@ -1,4 +1,4 @@
-"""The same training on any devices: jit equals pmap, one device equals eight, fsdp and tensor change nothing."""
+"""The same training on any devices: jit equals pmap, one equals eight, fsdp and tensor change nothing."""
 
 import jax
 import numpy as np
@@ -25,12 +25,18 @@ def config(load_config):
     config = load_config()
     tower = {"name": "resnet", "stages": (1, 1), "block": "basic", "stem": "small", "width": 8}
     config.task.model = {**config.task.model.to_dict(), "encoder": tower, "grid": 4}
-    config.optimizer = {"name": "sgd", "learning_rate": 0.1, "schedule": "constant", "ema": 0.9, "clip_norm": 1.0}
+    config.optimizer = {
+        "name": "sgd",
+        "learning_rate": 0.1,
+        "schedule": "constant",
+        "ema": 0.9,
+        "clip_norm": 1.0,
+    }
     return config
 
 
 def two_steps(config, **mesh):
-    """-> (state, [metrics of each step]). One image of each batch is masked, and captions differ in length."""
+    """-> (state, [metrics of each step]). One image of a batch is masked; captions differ in length."""
     config = config.copy_and_resolve_references()
     config.mesh = mesh
     experiment = Experiment(config)

@@ -1,4 +1,4 @@
-"""scripts/train.py's table and pictures, scripts/evaluate.py on the tiny run, and errors that a person can read."""
+"""scripts/train.py's tables and pictures, scripts/evaluate.py on the tiny run, readable errors."""
 
 import json
 import shutil
@@ -30,7 +30,14 @@ def test_training_leaves_the_run(tiny_run):
         "config.json", "metrics.jsonl", "tokenizer.json", "checkpoints", "figures", "predictions",
     }  # fmt: skip
     names = {name for line in metrics(workdir) for name in line}
-    assert {"step", "time", "train/loss", "train/grad_norm", "train/learning_rate", "train/examples_per_s"} <= names
+    assert {
+        "step",
+        "time",
+        "train/loss",
+        "train/grad_norm",
+        "train/learning_rate",
+        "train/examples_per_s",
+    } <= names
     assert {"train/step_time", "train/data_wait", "val/bleu4", "test/truth", "test_likelihood/gap"} <= names
     # During training and at its end.
     assert {path.name for path in (workdir / "figures").glob("val*")} == {"val_000004.png", "val_000008.png"}
@@ -56,9 +63,11 @@ def test_predictions_give_the_printed_scores(tiny_run):
 
 def test_all_evaluations_again(script, tiny_run, tmp_path):
     """On eight devices where one trained: the same numbers."""
-    workdir, _ = tiny_run
-    out = tmp_path / "table.json"
-    status, printed, _ = script("evaluate", "--workdir", workdir, "--evals", "test", "test_likelihood", "--out", out)
+    workdir, out = tmp_path / "run", tmp_path / "new" / "table.json"
+    shutil.copytree(tiny_run[0], workdir)
+    status, printed, _ = script(
+        "evaluate", "--workdir", workdir, "--evals", "test", "test_likelihood", "--out", out
+    )
     assert status == 0
     tables = json.loads(out.read_text())
     assert set(tables) == {"test", "test_likelihood"}
@@ -84,11 +93,11 @@ def test_split_and_beam(script, tiny_run, tmp_path):
     assert status == 0
     tables = json.loads(out.read_text())
     # One of each kind, whatever split it had.
-    assert set(tables) == {"val", "test_likelihood"}
-    assert "val (compositional)" in printed
-    assert "beam:2" in tables["val"]["signature"]
-    assert "split:compositional" in tables["val"]["signature"]
-    assert (workdir / "predictions" / "val_compositional_000008.jsonl").exists()
+    assert set(tables) == {"test", "test_likelihood"}
+    assert "test (compositional)" in printed
+    assert "beam:2" in tables["test"]["signature"]
+    assert "split:compositional" in tables["test"]["signature"]
+    assert (workdir / "predictions" / "test_compositional_000008.jsonl").exists()
     assert json.loads((workdir / "config.json").read_text())["task"]["decode"]["beam"] == 1
 
 
@@ -99,11 +108,13 @@ def test_split_and_beam(script, tiny_run, tmp_path):
         (["--split", "tes"], '"test"'),
         (["--step", "7"], "No checkpoint 7 under"),
         (["--beam", "0"], "beam=0"),
-        (["--out", "nowhere/x.json"], "nowhere"),
+        (["--out", "{workdir}/config.json/x.json"], "Cannot write --out"),
     ],
 )
 def test_errors_are_one_line(script, tiny_run, arguments, message):
-    status, _, err = script("evaluate", "--workdir", tiny_run[0], *arguments)
+    workdir, _ = tiny_run
+    arguments = [argument.format(workdir=workdir) for argument in arguments]
+    status, _, err = script("evaluate", "--workdir", workdir, *arguments)
     assert status == 1
     assert err.startswith("\nerror: ")
     assert message in err

@@ -1,4 +1,4 @@
-"""Two real processes equal one: training, evaluation, and how they stop; through the flags of scripts/train.py."""
+"""Two real processes equal one: training, evaluation, and stopping; through scripts/train.py's flags."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from mmgen_jax.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Samples as captions, so that a random key that differed between processes would show. The last batch is padded.
+# Samples as captions: a random key that differed between processes would show. The last batch is padded.
 CONFIG = """
 import runpy
 def get_config(arg=None):
@@ -150,7 +150,10 @@ def test_a_signal_to_one_stops_both(folder, script_env):
 
 def test_flags_that_belong_together(folder, script_env):
     done = subprocess.run(
-        [*command(folder, "lone"), "--coordinator", "127.0.0.1:1"], env=script_env, capture_output=True, text=True
+        [*command(folder, "lone"), "--coordinator", "127.0.0.1:1"],
+        env=script_env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert "error: --coordinator, --num_processes and --process_id belong together" in done.stderr

@@ -78,8 +78,12 @@ def _muon() -> optax.GradientTransformation:
     def label(path, leaf):
         return "muon" if leaf.ndim == 2 and "embed" not in path_name(path).lower() else "adam"
 
+    def matrices(params):
+        # optax takes a whole tree only where it is told which axes to orthogonalise.
+        return jax.tree.map(lambda _: contrib.MuonDimensionNumbers(), params)
+
     return optax.partition(
-        {"muon": contrib.scale_by_muon(), "adam": optax.scale_by_adam()},
+        {"muon": contrib.scale_by_muon(weight_dimension_numbers=matrices), "adam": optax.scale_by_adam()},
         lambda params: jax.tree_util.tree_map_with_path(label, params),
     )
 
@@ -170,7 +174,11 @@ def make(
         def update(updates, state, params=None):
             del params
             factors = per_path(factor)(updates)
-            return jax.tree.map(lambda u, f: u if f == 1.0 else u * f, updates, factors), state
+            # A frozen part may have gradients without meaning; zero times nan would not be zero.
+            scaled = jax.tree.map(
+                lambda u, f: u if f == 1.0 else u * f if f else jax.numpy.zeros_like(u), updates, factors
+            )
+            return scaled, state
 
         return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

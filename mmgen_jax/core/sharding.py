@@ -64,8 +64,8 @@ def make(
     if sizes.count(-1) > 1:
         raise ValueError("mesh: at most one of data, fsdp, tensor may be -1.")
     known = int(np.prod([size for size in sizes if size != -1]))
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if int(np.prod(sizes)) != len(devices):
+    sizes = [len(devices) // max(known, 1) if size == -1 else size for size in sizes]
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         wanted = " x ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise ValueError(f"mesh: {wanted} does not fit {len(devices)} device(s). Set mesh.data=-1 to take the rest.")
     if mode not in MODES:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,7 @@ class Wandb:
         self._wandb = wandb
         identity = workdir / "wandb_id"
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
+            identity.write_text(secrets.token_hex(4))
         self._run = wandb.init(
             project="mmgen_jax", name=workdir.name, id=identity.read_text(), resume="allow", dir=str(workdir)
         )

@@ -131,16 +131,17 @@ def _constants(train: Any, images: int) -> dict[str, str]:
 def attend(predict: Predict, images: Sequence[np.ndarray], tokens: np.ndarray, batch_size: int) -> np.ndarray:
     """Where the model looked while it wrote given captions. images: n x uint8 [H, W, 3]; tokens: [n, L] -> float [n, L, P].
 
-    The images are repeated up to `batch_size`, which divides over the mesh where their own number may not.
+    They go through in batches of `batch_size`, the last filled up: that divides over the mesh where their own number may not.
     """
-    n = len(images)
-    starts = np.full((n, 1), text.BOS, np.int32)
-    rows = np.arange(batch_size) % n
-    batch = {
-        "image": np.stack(images)[rows],
-        "tokens": np.concatenate([starts, tokens], axis=1).astype(np.int32)[rows][:, None],
-    }
-    return predict("attend", batch)[0]["weights"][:n, 0]
+    starts = np.full((len(images), 1), text.BOS, np.int32)
+    tokens = np.concatenate([starts, tokens], axis=1).astype(np.int32)[:, None]
+    weights = []
+    for first in range(0, len(images), batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
+        batch = {"image": np.stack([images[row] for row in rows]), "tokens": tokens[rows]}
+        # Rows of other processes follow this one's.
+        weights.append(predict("attend", batch)[0]["weights"][:batch_size, 0])
+    return np.concatenate(weights)[: len(images)]
 
 
 def _wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

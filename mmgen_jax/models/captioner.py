@@ -37,6 +37,24 @@ def _check_heads(heads: int, what: str, features: int) -> None:
         raise ValueError(f"decoder.heads={heads} does not divide {what}={features}.")
 
 
+def waves(rng: jax.Array, shape: tuple[int, int], part: int) -> jax.Array:
+    """First values of a table of places: sines and cosines, from a quarter of a wave over the length to one every two places.
+
+    A row and its neighbour then start out alike, and "left of" is a matter of a weighted sum, which vectors drawn at random
+    would have to learn place by place (Vaswani et al., 2017, section 3.5, in two dimensions).
+
+    shape: (length, D); `part` 0 fills the first half of the features, 1 the second; the other stays zero. -> float32 [length, D].
+    """
+    del rng
+    length, features = shape
+    half = features // 2
+    place = (jnp.arange(length, dtype=jnp.float32) + 0.5) / length
+    half_waves = 0.5 * jnp.float32(2 * length) ** jnp.linspace(0.0, 1.0, half // 2, dtype=jnp.float32)
+    angle = jnp.pi * place[:, None] * half_waves[None, :]
+    table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+    return jnp.zeros(shape).at[:, part * half : part * half + table.shape[1]].set(table)
+
+
 class RnnDecoder(nn.Module):
     """LSTM or GRU that attends before each word (Xu et al., 2015, section 3.1).
 
@@ -307,7 +325,7 @@ class Captioner(nn.Module):
       encoder: a tower, float [B, H, W, 3] -> grid [B, H', W', D].
       decoder: `RnnDecoder` or `TransformerDecoder`.
       grid: the tower's grid is resampled to grid x grid positions; 0 leaves it as it is.
-      position: add a learned vector a position, so that the decoder can tell where it looks.
+      position: add a learned vector a row and one a column, so that the decoder can tell where it looks.
       dropout: on the image's features.
       dtype: of the computation.
     """
@@ -327,10 +345,12 @@ class Captioner(nn.Module):
         x = self.encoder(x, train=train)
         if self.grid and x.shape[1:3] != (self.grid, self.grid):
             x = jax.image.resize(x, (len(x), self.grid, self.grid, x.shape[-1]), "linear")
-        x = rearrange(x, "b h w d -> b (h w) d")
         if self.position:
-            table = self.param("position", nn.initializers.normal(0.02), x.shape[1:], jnp.float32)
-            x = x + table[None].astype(self.dtype)
+            _, height, width, d = x.shape
+            rows = self.param("rows", waves, (height, d), 0)
+            columns = self.param("columns", waves, (width, d), 1)
+            x = x + (rows[:, None] + columns[None, :])[None].astype(self.dtype)
+        x = rearrange(x, "b h w d -> b (h w) d")
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 
     def encode(self, image: jax.Array, train: bool = False) -> Memory:

@@ -8,10 +8,10 @@ from flax import linen as nn
 
 
 class LayerNorm(nn.Module):
-    """Zero mean and unit variance over the features, then a learned scale and bias (Ba et al., 2016). [..., D] -> [..., D].
+    """Zero mean and unit variance over the features, then a learned scale and bias. [..., D] -> [..., D].
 
-    Statistics and parameters are float32 whatever the computation's type: flax's own layer in bfloat16 mixes the two, which
-    JAX refuses under strict promotion.
+    Statistics and parameters are float32 whatever the computation's type: flax's own layer in bfloat16 mixes
+    the two, which JAX refuses under strict promotion. (Ba et al., 2016.)
 
     Attributes:
       dtype: of the result.
@@ -29,4 +29,6 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x - x.mean(axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.epsilon)
-        return (x * jnp.expand_dims(scale, range(x.ndim - 1)) + jnp.expand_dims(bias, range(x.ndim - 1))).astype(self.dtype)
+        return (
+            x * jnp.expand_dims(scale, range(x.ndim - 1)) + jnp.expand_dims(bias, range(x.ndim - 1))
+        ).astype(self.dtype)

@@ -1,13 +1,5 @@
-"""The attention captioner in PyTorch, as people write it: peers for scripts/benchmark.py (extra "torch").
+"""The attention captioner in PyTorch, as people write it: peers for scripts/benchmark.py (extra "torch")."""
 
-python scripts/peers/captioner_torch.py hoisted --batch 32 --threads 2
-"""
-
-import argparse
-import json
-import signal
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -228,7 +220,7 @@ def make_train_step(
 
     Args:
       variant: "recompute" (a), "hoisted" (b) or "compiled" (c: `torch.compile` of b; the first call compiles,
-        which takes minutes on CPU: set a limit with signal.alarm, as below).
+        which takes minutes on CPU).
       weights: as `random_weights` names them.
       device: "cpu" or "cuda".
       dtype: of the computation through autocast; parameters stay float32.
@@ -429,6 +421,12 @@ class EndToEnd(nn.Module):
         return self.decoder(self.tower(image), tokens)
 
 
+def normalise(image: np.ndarray) -> np.ndarray:
+    """Pixels by the statistics of ImageNet. uint8 [B, H, W, 3] -> float32 [B, H, W, 3]."""
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    return ((image - mean) / std).astype(np.float32)
+
+
 def make_end_to_end_step(
     variant: str,
     weights: Mapping[str, np.ndarray],
@@ -441,54 +439,3 @@ def make_end_to_end_step(
     """As `make_train_step`, with images float32 [B, H, W, 3] for features, and a tower that trains too."""
     model = EndToEnd(tower or ResNet(), LOOPS[variant](weights)).to(memory_format=torch.channels_last)
     return stepper(model.train(), variant, device, dtype, learning_rate)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=[*LOOPS, "end_to_end", "greedy", "beam", "beam_one_by_one"])
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--first-call-limit", type=int, default=600, help="seconds; then the process ends")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rng = np.random.default_rng(0)
-    weights = random_weights()
-    features = rng.normal(size=(args.batch, 196, 2048)).astype(np.float32)
-    tokens = rng.integers(3, 9490, (args.batch, 21))
-    if args.what in LOOPS or args.what == "end_to_end":
-        placed = {"device": args.device, "dtype": args.dtype}
-        if args.what == "end_to_end":
-            features = rng.normal(size=(args.batch, 224, 224, 3)).astype(np.float32)
-            train_step = make_end_to_end_step("hoisted", weights, **placed)
-        else:
-            train_step = make_train_step(args.what, weights, **placed)
-        inputs = torch.tensor(features, device=args.device), torch.tensor(tokens, device=args.device)
-
-        def call() -> float:
-            return float(train_step(*inputs))
-    else:
-        model = Decoder(weights).to(args.device)
-        memory = torch.tensor(features, device=args.device)
-
-        def call() -> object:
-            if args.what == "greedy":
-                return greedy(model, memory)
-            return beam(model, memory, batched=args.what == "beam")
-
-    signal.alarm(args.first_call_limit)  # torch.compile can take very long, and nothing else stops it
-    times = []
-    for _ in range(1 + args.repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-        signal.alarm(0)
-    print(json.dumps({"what": args.what, "first_s": times[0], "median_s": statistics.median(times[1:])}))
-
-
-if __name__ == "__main__":
-    main()

@@ -37,7 +37,10 @@ def take(count, *args, **kwargs):
 
 def joined(batches):
     """The batches of several processes as the global ones."""
-    return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in zip(*batches, strict=True)]
+    return [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*batches, strict=True)
+    ]
 
 
 def check(left, right):

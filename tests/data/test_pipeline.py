@@ -12,7 +12,7 @@ from mmgen_jax.data.pipeline import Pipeline
 from mmgen_jax.data.quarantine import BrokenExample
 
 SPEC = {
-    "source": {"name": "scenes", "split": "train", "size": 16, "length": 40},
+    "source": {"name": "scenes", "split": "train", "size": 32, "length": 40},
     "transforms": "color_jitter(0.2) | caption(max_len=23, per_image=2)",
     "batch_size": 8,
     "tokenizer": {"name": "words", "min_count": 1, "examples": 30},
@@ -30,8 +30,10 @@ def first(pipeline, step=0, count=3):
 def test_batches_are_as_the_example_batch_says():
     pipeline = make()
     example, (batch, *_) = pipeline.example_batch(), first(pipeline)
-    assert {k: (v.shape, v.dtype) for k, v in example.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
-    assert batch["image"].shape == (8, 16, 16, 3) and batch["image"].dtype == np.uint8
+    assert {k: (v.shape, v.dtype) for k, v in example.items()} == {
+        k: (v.shape, v.dtype) for k, v in batch.items()
+    }
+    assert batch["image"].shape == (8, 32, 32, 3) and batch["image"].dtype == np.uint8
     assert batch["tokens"].shape == (8, 2, 24) and batch["tokens"].dtype == np.int32
     assert (batch["tokens"][:, :, 0] == text.BOS).all()
 
@@ -52,7 +54,9 @@ def test_the_tokenizer_is_trained_on_the_first_examples_and_kept(tmp_path):
     pipeline = make(workdir=tmp_path)
     assert not list(tmp_path.iterdir()), "a pipeline alone writes nothing: its config may still be refused"
     captions = [caption for i in range(30) for caption in pipeline.source.captions(i)]
-    assert pipeline.tokenizer.fingerprint == text.train({"name": "words", "min_count": 1}, captions).fingerprint
+    assert (
+        pipeline.tokenizer.fingerprint == text.train({"name": "words", "min_count": 1}, captions).fingerprint
+    )
     kept = text.train({"name": "bytes"}, [])
     kept.save(tmp_path / "tokenizer.json")
     assert make(workdir=tmp_path).tokenizer.fingerprint == kept.fingerprint
@@ -106,5 +110,7 @@ def test_mistakes_in_a_config_name_the_nearest():
         make(source={"name": "scene"})
     with pytest.raises(ValueError, match=r'Did you mean "words"'):
         make(tokenizer={"name": "word"})
-    with pytest.raises(ValueError, match=r"data needs a value for: source, transforms, batch_size, tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"data needs a value for: source, transforms, batch_size, tokenizer"
+    ):
         registry.call(Pipeline, {}, "data")

@@ -24,7 +24,9 @@ def test_cross_entropy(smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_its_gradient_is_the_difference_of_distributions(smoothing):
     goal = (1 - smoothing) * np.eye(V)[TARGETS] + smoothing / V
-    gradient = jax.grad(lambda x: sequence.cross_entropy(x, jnp.asarray(TARGETS), smoothing).sum())(jnp.float32(LOGITS))
+    gradient = jax.grad(lambda x: sequence.cross_entropy(x, jnp.asarray(TARGETS), smoothing).sum())(
+        jnp.float32(LOGITS)
+    )
     np.testing.assert_allclose(gradient, np.exp(LOG_PROBS) - goal, rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The decoders against plain numpy in float64 and against themselves, word by word; precision; memory; errors."""
+"""The decoders against plain numpy in float64, and word by word against themselves; types; memory; errors."""
 
 import functools
 
@@ -23,12 +23,12 @@ TOKENS = rng.integers(1, V, (B * C, T)).astype(np.int32)
 
 # Every pair of values of two fields is in at least one line.
 DECODERS = [
-    dict(cell="lstm", attention="additive", heads=1, gate="scalar", deep_output=True),
-    dict(cell="gru", attention="dot", heads=2, gate="scalar", deep_output=False),
-    dict(cell="lstm", attention="dot", heads=1, gate="vector", deep_output=False),
-    dict(cell="gru", attention="additive", heads=2, gate="vector", deep_output=True),
-    dict(cell="lstm", attention="additive", heads=2, gate="none", deep_output=False),
-    dict(cell="gru", attention="dot", heads=1, gate="none", deep_output=True),
+    {"cell": "lstm", "attention": "additive", "heads": 1, "gate": "scalar", "deep_output": True},
+    {"cell": "gru", "attention": "dot", "heads": 2, "gate": "scalar", "deep_output": False},
+    {"cell": "lstm", "attention": "dot", "heads": 1, "gate": "vector", "deep_output": False},
+    {"cell": "gru", "attention": "additive", "heads": 2, "gate": "vector", "deep_output": True},
+    {"cell": "lstm", "attention": "additive", "heads": 2, "gate": "none", "deep_output": False},
+    {"cell": "gru", "attention": "dot", "heads": 1, "gate": "none", "deep_output": True},
 ]
 
 
@@ -37,11 +37,15 @@ def name_of(fields):
 
 
 def rnn(**fields):
-    return RnnDecoder(**{"vocab_size": V, "features": F, "embed_features": E, "attention_features": A, **fields})
+    return RnnDecoder(
+        **{"vocab_size": V, "features": F, "embed_features": E, "attention_features": A, **fields}
+    )
 
 
 def transformer(**fields):
-    return TransformerDecoder(**{"vocab_size": V, "features": 8, "layers": 2, "heads": 2, "mlp_ratio": 2, **fields})
+    return TransformerDecoder(
+        **{"vocab_size": V, "features": 8, "layers": 2, "heads": 2, "mlp_ratio": 2, **fields}
+    )
 
 
 def forward(decoder, image, tokens, train=False):
@@ -66,7 +70,7 @@ def sigmoid(x):
 
 
 def reference(p, image, tokens, *, cell, attention, heads, gate, deep_output):
-    """Show, Attend and Tell for one caption of one image, as its equations stand. -> logits [T, V], weights [T, heads, P]."""
+    """One caption of one image, as the paper's equations stand. -> logits [T, V], weights [T, heads, P]."""
     keys = image @ p["key_kernel"] + p["key_bias"]
     hidden = np.tanh(image.mean(axis=0) @ p["start_kernel"] + p["start_bias"])
     hidden, memory = np.split(hidden, 2) if cell == "lstm" else (hidden, None)
@@ -181,7 +185,9 @@ def objective(decoder, variables, image, tokens):
 
 def test_recomputing_changes_no_gradient():
     grads = [
-        jax.jit(jax.grad(functools.partial(objective, rnn(recompute=recompute))))(parameters(rnn()), IMAGE, TOKENS)
+        jax.jit(jax.grad(functools.partial(objective, rnn(recompute=recompute))))(
+            parameters(rnn()), IMAGE, TOKENS
+        )
         for recompute in (True, False)
     ]
     for one, other in zip(*map(jax.tree.leaves, grads), strict=True):
@@ -190,7 +196,7 @@ def test_recomputing_changes_no_gradient():
 
 @pytest.mark.parametrize("fields", DECODERS[:2], ids=name_of)
 def test_gradient_against_finite_differences(fields):
-    """Along random directions of all parameters and of the image; the differences come from the float64 reference."""
+    """Along random directions of all parameters and of the image, by the float64 reference."""
     decoder = rnn(**fields)
     variables = parameters(decoder)
     grads = jax.jit(jax.grad(functools.partial(objective, decoder), argnums=(0, 1)))(variables, IMAGE, TOKENS)
@@ -205,15 +211,17 @@ def test_gradient_against_finite_differences(fields):
     point, directions = jax.tree.map(np.float64, (variables, IMAGE)), np.random.default_rng(2)
     for _ in range(3):
         way = jax.tree.map(lambda x: directions.normal(size=x.shape), point)
-        slope = sum(np.sum(np.float64(g) * w) for g, w in zip(*map(jax.tree.leaves, (grads, way)), strict=True))
+        slope = sum(
+            np.sum(np.float64(g) * w) for g, w in zip(*map(jax.tree.leaves, (grads, way)), strict=True)
+        )
         ahead, behind = (value(*jax.tree.map(lambda x, w: x + s * w, point, way)) for s in (1e-5, -1e-5))  # noqa: B023
         np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-4)
 
 
 TOWERS = {
-    "convnet": dict(widths=(8, 8)),
-    "resnet": dict(stages=(1, 1), block="basic", width=8, stem="small"),
-    "vit": dict(width=8, depth=1, heads=2, patch=8, image_size=16),
+    "convnet": {"widths": (8, 8)},
+    "resnet": {"stages": (1, 1), "block": "basic", "width": 8, "stem": "small"},
+    "vit": {"width": 8, "depth": 1, "heads": 2, "patch": 8, "image_size": 16},
 }
 
 
@@ -238,14 +246,19 @@ def test_bfloat16_is_near_float32(decoder):
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("decoder", [rnn, transformer])
 def test_bfloat16_under_strict_types(tower, decoder):
-    """The whole model trains and decodes; parameters, gradients and logits are float32, a carry keeps its types."""
-    pixels, tokens = jax.ShapeDtypeStruct((B, 16, 16, 3), jnp.uint8), jax.ShapeDtypeStruct((B, C, T), jnp.int32)
+    """The whole model trains and decodes; parameters, gradients, logits are float32; carries keep types."""
+    pixels, tokens = (
+        jax.ShapeDtypeStruct((B, 16, 16, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((B, C, T), jnp.int32),
+    )
     model = whole(tower, decoder(dtype=jnp.bfloat16, dropout=0.1), jnp.bfloat16, dropout=0.1, grid=3)
     init = jax.eval_shape(model.init, jax.random.key(0), pixels, tokens)
 
     def loss(variables, pixels, tokens):
         rngs = {"dropout": jax.random.key(1)}
-        (logits, weights), _ = model.apply(variables, pixels, tokens, True, mutable=["batch_stats"], rngs=rngs)
+        (logits, weights), _ = model.apply(
+            variables, pixels, tokens, True, mutable=["batch_stats"], rngs=rngs
+        )
         assert (logits.dtype, weights.dtype) == (jnp.float32, jnp.float32)
         return jnp.sum(logits**2)
 
@@ -253,7 +266,9 @@ def test_bfloat16_under_strict_types(tower, decoder):
         memory = model.apply(variables, pixels, method="encode")
         carry = model.apply(variables, memory, B * C, T, method="start")
         logits, after = model.apply(variables, memory, tokens.reshape(-1, T)[:, 0], carry, method="step")
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), carry) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), carry) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), after
+        )
         return logits
 
     gradient = jax.eval_shape(jax.grad(loss), init, pixels, tokens)
@@ -277,7 +292,9 @@ def test_image_is_normalised_and_resampled():
     coarse = Captioner(Mosaic(), rnn(), position=False, grid=2).apply({}, pixels, False, method="features")
     assert coarse.shape == (B, 4, 3)
     np.testing.assert_allclose(coarse.mean(axis=1), expected.mean(axis=(1, 2)), atol=0.1)
-    assert Captioner(Mosaic(), rnn(), position=False, grid=7).apply({}, pixels, False, method="features").shape == (B, 49, 3)
+    assert Captioner(Mosaic(), rnn(), position=False, grid=7).apply(
+        {}, pixels, False, method="features"
+    ).shape == (B, 49, 3)
 
 
 def test_positions_tell_places_apart():
@@ -308,7 +325,7 @@ def test_wrong_fields_are_named(fields, message):
 
 
 def test_heads_must_divide_the_transformer():
-    with pytest.raises(ValueError, match="heads=3 .* features=8"):
+    with pytest.raises(ValueError, match=r"heads=3 .* features=8"):
         jax.eval_shape(lambda: transformer(heads=3).init(jax.random.key(0), IMAGE, TOKENS, method=forward))
 
 
@@ -316,7 +333,7 @@ def test_more_words_than_positions():
     decoder = transformer(max_len=T - 1)
     with pytest.raises(ValueError, match=rf"{T} tokens, but decoder.max_len is {T - 1}"):
         jax.eval_shape(lambda: decoder.init(jax.random.key(0), IMAGE, TOKENS, method=forward))
-    with pytest.raises(ValueError, match="100 words, but decoder.max_len is 64"):
+    with pytest.raises(ValueError, match=r"100 words, but decoder\.max_len is 64"):
         stepped(transformer(), parameters(transformer()), 100)
 
 
@@ -325,7 +342,9 @@ def temporaries(recompute, n=16, t=20, v=3000, p=64, a=64):
     decoder = rnn(vocab_size=v, features=32, embed_features=32, attention_features=a, recompute=recompute)
     shape = jax.ShapeDtypeStruct
     image, tokens = shape((n, p, 32), jnp.float32), shape((n, t), jnp.int32)
-    variables = jax.eval_shape(lambda i, x: decoder.init(jax.random.key(0), i, x, method=forward), image, tokens)
+    variables = jax.eval_shape(
+        lambda i, x: decoder.init(jax.random.key(0), i, x, method=forward), image, tokens
+    )
 
     def loss(variables, image, tokens):
         logits, _ = decoder.apply(variables, image, tokens, method=forward)

@@ -27,7 +27,9 @@ def test_additive_scores(heads):
     for b, c, h, p in np.ndindex(expected.shape):
         part = slice(h * A // heads, (h + 1) * A // heads)
         expected[b, c, h, p] = v[h] @ np.tanh(QUERY[b, c, part] + KEYS[b, p, part])
-    np.testing.assert_allclose(attention.additive_scores(*f32(QUERY, KEYS, v)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        attention.additive_scores(*f32(QUERY, KEYS, v)), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])

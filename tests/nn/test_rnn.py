@@ -23,7 +23,11 @@ def test_lstm():
 
 
 def test_gru():
-    inputs, recurrent, hidden = rng.normal(size=(N, 3 * F)), rng.normal(size=(N, 3 * F)), rng.normal(size=(N, F))
+    inputs, recurrent, hidden = (
+        rng.normal(size=(N, 3 * F)),
+        rng.normal(size=(N, 3 * F)),
+        rng.normal(size=(N, F)),
+    )
     (ri, zi, ni), (rr, zr, nr) = ([x[:, k * F : (k + 1) * F] for k in range(3)] for x in (inputs, recurrent))
     z, r = sigmoid(zi + zr), sigmoid(ri + rr)
     expected = (1 - z) * np.tanh(ni + r * nr) + z * hidden

@@ -1,4 +1,4 @@
-"""The decoder block against plain numpy in float64; its cache; rows that share an image; LayerNorm in bfloat16."""
+"""The decoder block against plain numpy in float64; its cache; rows that share an image; LayerNorm."""
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,9 @@ def test_layer_norm(dtype):
     got = LayerNorm(dtype).apply(variables, jnp.asarray(x, dtype))
     assert got.dtype == dtype
     expected = norm(np.float64(jnp.asarray(x, dtype)), params)
-    np.testing.assert_allclose(np.float32(got), expected, atol=1e-5 if dtype == jnp.float32 else 0.02, rtol=1e-2)
+    np.testing.assert_allclose(
+        np.float32(got), expected, atol=1e-5 if dtype == jnp.float32 else 0.02, rtol=1e-2
+    )
     if dtype == jnp.float32:
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(got, nn.LayerNorm().apply(variables, jnp.float32(x)), rtol=1e-5, atol=1e-5)

@@ -99,13 +99,15 @@ def test_learns_a_batch(decoder):
         state, metrics = step(state, batch)
         metrics = metrics_lib.compute(metrics)
         first = first or metrics["loss"]
-    # Both captions of an image are equally right: the first word costs log 2 where they differ, the rest nothing.
+    # An image has two right captions: the word where they part costs log 2, the rest nothing.
     floor = C * B * np.log(2) / np.sum(batch["tokens"][:, :, 1:] != PAD)
     assert first > 2.0
     assert metrics["loss"] < floor + 0.1
     assert metrics["grad_norm"] > 0
     written = jax.jit(task.predict["generate"])(state.eval_params, state.variables, batch, jax.random.key(0))
-    for caption, truths in zip(written["tokens"][:, 0].tolist(), batch["tokens"][:, :, 1:].tolist(), strict=True):
+    for caption, truths in zip(
+        written["tokens"][:, 0].tolist(), batch["tokens"][:, :, 1:].tolist(), strict=True
+    ):
         assert caption in truths
 
 
@@ -155,7 +157,7 @@ def test_doubly_stochastic_term():
     looked = np.sum(weights * mask[..., None, None], axis=2)
     penalty = np.sum((1 - looked) ** 2, axis=-1).mean(axis=-1)
     np.testing.assert_allclose(metrics["attention_penalty"], (penalty.sum(), B * C), rtol=1e-5)
-    # Equation 14 for a caption is its summed loss and lambda times the penalty; here all are divided by the words.
+    # Equation 14 is a caption's summed loss and lambda times the penalty; here divided by the words.
     expected = (np.sum(nll(logits, batch["tokens"])[0] * mask) + 0.7 * penalty.sum()) / mask.sum()
     np.testing.assert_allclose(scalar, expected, rtol=1e-5)
 
@@ -174,7 +176,8 @@ def test_scheduled_sampling_ramps(monkeypatch):
     fn = jax.jit(task.loss)
     params = random_parameters()
     losses = [
-        float(fn(params, {"model": {}}, batch, jax.random.key(1), jnp.int32(step))[0]) for step in (0, 5, 10, 99)
+        float(fn(params, {"model": {}}, batch, jax.random.key(1), jnp.int32(step))[0])
+        for step in (0, 5, 10, 99)
     ]
     jax.effects_barrier()
     np.testing.assert_allclose(rates, [0.0, 0.2, 0.4, 0.4], rtol=1e-6)

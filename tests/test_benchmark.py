@@ -1,0 +1,181 @@
+"""scripts/benchmark.py in tiny form: every peer computes the same, and the report holds what it promises."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script_env, *args):
+    command = [sys.executable, str(SCRIPT), "captioner", *args]
+    done = subprocess.run(command, env=script_env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def printed_and_report(script_env, tmp_path_factory):
+    pytest.importorskip("torch")
+    out = tmp_path_factory.mktemp("benchmark") / "report.json"
+    rows = ["train", "beam", "loop_scenes", "loop_flickr8k"]
+    printed = run(script_env, "--quick", "--only", *rows, "--flickr8k", "absent.parquet", "--out", str(out))
+    return printed, json.loads(out.read_text())
+
+
+def test_report(printed_and_report):
+    printed, report = printed_and_report
+    assert report["machine"]["cores"] >= 1
+    assert report["machine"]["versions"]["torch"]
+    assert report["command"].startswith("python scripts/benchmark.py captioner --quick")
+    rows = report["rows"]
+    assert list(rows) == ["train", "beam", "loop_scenes", "loop_flickr8k"]
+    assert rows["train"]["targets"] == {"recompute": 4.0, "hoisted": 1.0}
+    expected = {"train": ["recompute", "hoisted"], "beam": ["batched", "one_by_one"], "loop_scenes": ["bare"]}
+    for name, peers in expected.items():
+        row = rows[name]
+        assert list(row["ratios"]) == peers
+        assert all(math.isfinite(ratio) and ratio > 0 for ratio in row["ratios"].values())
+        for peer in ("ours", *peers):
+            facts = row["peers"][peer]
+            assert len(facts["seconds"]) == report["rounds"] * report["repeats"]
+            assert facts["peak_bytes"] > 2**20
+            assert facts["examples_per_s"] == pytest.approx(facts["batch"] / facts["median_s"])
+    for name in ("train", "beam"):
+        assert rows[name]["peers"]["ours"]["first_s"] > rows[name]["peers"]["ours"]["compile_s"] > 0
+        assert rows[name]["peers"]["ours"]["kernels_a_word"] > 10
+    assert "ratio" in printed
+
+
+def test_peers_compute_the_same(printed_and_report):
+    printed, report = printed_and_report
+    losses = {peer: facts.get("loss") for peer, facts in report["rows"]["train"]["peers"].items()}
+    assert losses["recompute"] == pytest.approx(losses["ours"], rel=1e-5)
+    assert losses["hoisted"] == pytest.approx(losses["ours"], rel=1e-5)
+    beam = report["rows"]["beam"]
+    for same in beam["agreement"].values():
+        assert (same["equal"], same["of"]) == (20, 20)
+        assert same["largest_score_difference"] < 1e-3
+    assert beam["words"]["shortest"] < beam["words"]["longest"]
+    assert "20 of 20 captions of batched are ours" in printed
+
+
+def test_what_is_missing_is_told(printed_and_report):
+    printed, report = printed_and_report
+    assert report["rows"]["train"]["peers"]["compiled"]["not_measured"] == "no answer within 1 s"
+    flickr = report["rows"]["loop_flickr8k"]
+    assert flickr["ratios"] == {}
+    for facts in flickr["peers"].values():
+        assert "absent.parquet" in facts["not_measured"]
+        assert "--flickr8k PATH" in facts["not_measured"]
+    assert "compiled was not measured: no answer within 1 s" in printed
+
+
+def test_a_process_that_ends_says_why(benchmark, tmp_path):
+    spec = {"row": "loop_nowhere", "peer": "bare", "device": "cpu", "threads": 1, "quick": True}
+    spec["sizes"] = benchmark.QUICK
+    with (
+        benchmark.Process(spec, tmp_path) as process,
+        pytest.raises(benchmark.NotMeasured, match=r"captioner_nowhere\.py.*exit status 1"),
+    ):
+        process.answer(60)
+
+
+def test_agreement(benchmark):
+    mine = {"tokens": [[[4, 2, 0], [5, 2, 0]]], "scores": [[-1.0, -2.0]]}
+    other = {"tokens": [[[4, 2, 0], [6, 2, 0]]], "scores": [[-1.0, -2.25]]}
+    assert benchmark.agreement(mine, other) == {
+        "equal": 1,
+        "of": 2,
+        "largest_score_difference": 0.25,
+        "score_differences_where_unequal": [0.25],
+    }
+
+
+def test_kernels_of_compiled_loops(benchmark):
+    """More work in the loop costs more, work outside nothing; loops of other lengths do not count."""
+
+    def program(inside, outside):
+        def body(carry, x):
+            for _ in range(inside):
+                carry = jnp.sort(carry @ carry) + x
+            return carry, None
+
+        def fn(x):
+            for _ in range(outside):
+                x = jnp.sort(x @ x)
+            return jax.lax.scan(body, x, jnp.arange(7.0))[0]
+
+        return jax.jit(fn).lower(jnp.ones((4, 4))).compile().as_text()
+
+    one, two, more = (benchmark.kernels_a_word(program(*n), 7) for n in ((1, 0), (2, 0), (1, 2)))
+    assert 0 < one < two
+    assert more == one
+    assert benchmark.kernels_a_word(program(1, 0), 8) is None
+
+
+# What a GPU's compiler writes: a command buffer is a call, a library's product a custom-call.
+GPU_PROGRAM = """\
+HloModule jit_fn, is_scheduled=true
+
+%fused (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %add.1 = f32[4]{0} add(%p, %p)
+}
+
+%command_buffer (p.1: f32[4]) -> (f32[4], f32[4]) {
+  %p.1 = f32[4]{0} parameter(0)
+  %fusion.1 = f32[4]{0} fusion(%p.1), kind=kLoop, calls=%fused
+  %gemm = (f32[4]{0}, s8[64]{0}) custom-call(%fusion.1, %p.1), custom_call_target="__cublas$gemm"
+  %part = f32[4]{0} get-tuple-element(%gemm), index=0
+  ROOT %tuple.1 = (f32[4]{0}, f32[4]{0}) tuple(%fusion.1, %part)
+}
+
+%body (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %s = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%s), index=1
+  %call = (f32[4]{0}, /*index=1*/f32[4]{0}) call(%x), to_apply=%command_buffer
+  %copy.1 = f32[4]{0} copy(%x)
+  ROOT %tuple.2 = (s32[], f32[4]{0}) tuple(%x, %copy.1)
+}
+
+%condition (s.1: (s32[], f32[4])) -> pred[] {
+  %s.1 = (s32[], f32[4]{0}) parameter(0)
+  ROOT %fusion.2 = pred[] fusion(%s.1), kind=kLoop, calls=%fused
+}
+
+ENTRY %main (a: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %a = (s32[], f32[4]{0}) parameter(0)
+  %w.1 = (s32[], f32[4]{0}) while(%a), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"20"}}
+  %w.2 = (s32[], f32[4]{0}) while(%w.1), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"640"}}
+  ROOT %w.3 = (s32[], f32[4]{0}) while(%w.2), condition=%condition, body=%body
+}
+"""  # noqa: E501
+
+
+def test_kernels_of_a_gpu_program(benchmark):
+    known, unknown = 3, 3 + 1
+    assert benchmark.kernels_a_word(GPU_PROGRAM, 20) == known + unknown
+    assert benchmark.kernels_a_word(GPU_PROGRAM, 5) == unknown
+
+
+def test_help_teaches(script_env):
+    text = run(script_env, "--help")
+    assert "loop_flickr8k" in text
+    assert "examples:" in text

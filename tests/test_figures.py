@@ -1,0 +1,69 @@
+"""Attention pictures: their size, their rows, and that the lamp shines where the model looked."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmgen_jax import figures
+
+GREEN = np.full((32, 32, 3), (0, 200, 0), np.uint8)
+
+
+def weights(words, place, positions=16):
+    maps = np.zeros((words, positions), np.float32)
+    maps[:, place] = 1
+    return maps
+
+
+def draw(path, captions, place=0, **options):
+    maps = [weights(len(words) + 3, place) for words in captions]
+    figures.attention(path, [GREEN] * len(captions), captions, maps, **options)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"), np.float32)
+
+
+def test_rows_and_size(tmp_path):
+    one = draw(tmp_path / "new" / "one.png", [["a", "red", "star"]])
+    three = draw(tmp_path / "three.png", [["a", "red", "star"]] * 3)
+    assert three.shape[0] > 2 * one.shape[0]
+    assert three.shape[1] == one.shape[1]
+    wide = draw(tmp_path / "wide.png", [["word"] * 12])
+    # A long caption takes a second line.
+    long = draw(tmp_path / "long.png", [["word"] * 13])
+    assert long.shape[1] == wide.shape[1] > one.shape[1]
+    assert long.shape[0] > 1.5 * wide.shape[0]
+
+
+def test_an_empty_caption_and_odd_characters(tmp_path):
+    image = draw(tmp_path / "x.png", [[], ["$x_", "100%", "\\n", "a^b"]], titles=["", "$ _ ^ { 100% \\"])
+    assert image.shape[0] > 150
+
+
+@pytest.mark.parametrize("place", [0, 3, 12, 15])
+def test_light_falls_where_the_model_looked(tmp_path, place):
+    """The brightest quarter of the word's map is the one with all the weight."""
+    image = draw(tmp_path / "x.png", [["word"]], place=place)
+    # Only the picture and its map are green; the map is what comes after the last gap.
+    green = np.flatnonzero((image[..., 1] - image[..., 0] > 20).any(axis=0))
+    first = green[np.flatnonzero(np.diff(green) > 1)[-1] + 1]
+    rows = np.flatnonzero((image[:, first:, 1] - image[:, first:, 0] > 20).any(axis=1))
+    box = image[rows[0] : rows[-1] + 1, first : green[-1] + 1, 1]
+    top, left = box.shape[0] // 2, box.shape[1] // 2
+    means = [part.mean() for half in (box[:top], box[top:]) for part in (half[:, :left], half[:, left:])]
+    assert int(np.argmax(means)) == {0: 0, 3: 1, 12: 2, 15: 3}[place]
+    assert max(means) > 2 * min(means)
+
+
+@pytest.mark.parametrize(
+    ("positions", "ratio", "grid"),
+    [(64, 1.0, (8, 8)), (96, 64 / 96, (8, 12)), (12, 4 / 3, (4, 3)), (49, 0.5, (7, 7))],
+)
+def test_grids_of_pictures_that_are_not_square(positions, ratio, grid):
+    assert figures._grid(positions, ratio) == grid
+
+
+def test_a_wide_picture(tmp_path):
+    image = np.zeros((20, 40, 3), np.uint8)
+    figures.attention(tmp_path / "x.png", [image], [["word"]], [np.ones((1, 8), np.float32)])
+    assert (tmp_path / "x.png").stat().st_size > 1000
