@@ -23,8 +23,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         name="rnn",
         features=256,
         embed_features=64,
-        attention_features=64,
+        attention_features=128,
         attention="dot",
+        heads=4,
         word_query=True,
     )
     if arg.tiny:

@@ -44,9 +44,9 @@ Measure = Callable[[int], list[float]]
 HELP = """\
 Every row measures ours and its peers on the same inputs with the same weights: batch 32, 196 positions of
 2048 features, hidden 512, vocabulary 9,490, 20 words. Each peer is a process of its own that keeps to the
-same cores. First all are made ready, then they take turns for {rounds} rounds of --repeats calls, so that a noisy
-neighbour hits all of them. Medians are over all calls; a ratio is the peer's time by ours: above 1 ours is
-faster. Nothing else should run: a thread that waits for a core stalls PyTorch more than it stalls XLA.
+same cores. First all are made ready, then they take turns for {rounds} rounds of --repeats calls, so that a
+noisy neighbour hits all of them. Medians are over all calls; a ratio is the peer's time by ours: above 1 ours
+is faster. Nothing else should run: a thread that waits for a core stalls PyTorch more than it stalls XLA.
 
 rows:
   train          forward, backward, Adam update on cached features. Peers: "recompute" projects the image anew
@@ -62,7 +62,7 @@ rows:
 
 With the times come each process's first call (compiling included), its peak memory, and for ours the
 kernels that a word costs: the instructions inside the compiled loops over words that start one (a training
-step has two loops, forwards and backwards). On a GPU the training rows compute in bfloat16, decoding in float32.
+step has two loops, forwards and backwards). On a GPU training computes in bfloat16, decoding in float32.
 
 examples:
   python scripts/benchmark.py captioner --quick                          # tiny sizes: does it work here?
@@ -128,7 +128,7 @@ QUICK = {
 
 
 def serve(spec: dict[str, Any]) -> None:
-    """Be one peer: make ready and say so, answer each line "repeats" with that many times, then say the memory.
+    """Be one peer: make ready and say so, answer each line "repeats" with times, then give the memory.
 
     Answers are JSON objects, one a line, on the standard output.
     """
@@ -141,7 +141,7 @@ def serve(spec: dict[str, Any]) -> None:
 
     if spec["peer"] == "inputs":
         make_inputs(spec)
-        return
+        return say()
     if spec["row"].startswith("loop_"):
         make = loop if spec["peer"] == "ours" else bare_step
     else:
@@ -295,8 +295,8 @@ def ours(spec: Mapping[str, Any]) -> tuple[dict, Measure]:
 
     from mmgen_jax.core.state import State
 
-    # Some GPUs would round float32 products to fewer bits, which the peers do not.
-    jax.config.update("jax_default_matmul_precision", "highest")
+    if spec["device"] == "gpu":  # it may round float32 products to fewer bits, which the peers do not
+        jax.config.update("jax_default_matmul_precision", "highest")
     sizes, row, data = spec["sizes"], spec["row"], np.load(spec["inputs"])
     tokens = data["tokens"]
     task = make_task(sizes, row, spec["dtype"], float((tokens[:, 1:] != 0).sum() / len(tokens)))
@@ -648,8 +648,8 @@ def missing(row: str, peer: str, args: argparse.Namespace) -> str | None:
     if peer not in ("ours", "bare") and importlib.util.find_spec("torch") is None:
         return 'PyTorch is not installed: pip install -e ".[torch]"'
     if row == "loop_flickr8k":
-        path = Path(args.flickr8k or ROOT.parent / "shared" / "data" / "flickr8k_96" / "data.parquet")
-        if not path.is_file():
+        path = args.flickr8k or "../shared/data/flickr8k_96/data.parquet"
+        if not (ROOT / path).is_file():
             return f"no Flickr8k at {path}: --flickr8k PATH names its Parquet file"
     return None
 
@@ -736,8 +736,8 @@ def show(rows: Mapping[str, dict], console: Console) -> None:
                 line += f"; scores differ by {same['largest_score_difference']:.1e} at most"
             console.print(line)
         if "words" in row:
-            console.print("{name}: captions of {shortest} to {longest} words, {mean:.1f} on average".format(
-                name=name, **row["words"]))  # fmt: skip
+            ends = "{shortest} to {longest} words, {mean:.1f} on average".format(**row["words"])
+            console.print(f"{name}: captions of {ends}")
         for peer, facts in row["peers"].items():
             if "not_measured" in facts:
                 console.print(f"{name}: {peer} was not measured: {facts['not_measured']}", markup=False)
@@ -768,8 +768,7 @@ def captioner(args: argparse.Namespace) -> dict:
                 try:
                     process.answer(PATIENCE)
                 except NotMeasured as reason:
-                    if not Path(base["inputs"]).exists():
-                        sys.exit(f"error: the inputs could not be made: {reason}")
+                    sys.exit(f"error: the inputs could not be made: {reason}")
         results = {}
         for name in rows:
             console.print(f"measuring {name} ({ROWS[name].title}) ...")
@@ -827,7 +826,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out",
         type=Path,
         metavar="JSON",
-        help="replaced (default: docs/benchmark_captioner.json, on gpu .._gpu.json; quick: none)",
+        help="replaced (default: docs/benchmark_captioner.json, on gpu .._gpu.json; if quick none)",
     )
     args = parser.parse_args(argv)
     args.argv, args.rounds = argv, 2 if args.quick else ROUNDS

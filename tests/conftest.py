@@ -103,7 +103,7 @@ def same():
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> tuple[Path, str]:
-    """(workdir, what it printed) of the README's first command in its tiny form: read it, change nothing in it.
+    """(workdir, printed text) of the README's first command in its tiny form; to be read, never changed.
 
     Test processes share one run; whoever comes first trains it, the others wait at the lock.
     """
@@ -129,7 +129,7 @@ def tiny_run(tmp_path_factory) -> tuple[Path, str]:
 
 @pytest.fixture
 def script(monkeypatch, capsys):
-    """script("caption", "--workdir", ...) -> (exit status, stdout, stderr): a script of scripts/, in this process."""
+    """script("caption", "--workdir", ...) -> (exit status, stdout, stderr) of scripts/caption.py, run in here."""
 
     def run(name: str, *arguments) -> tuple[int, str, str]:
         path = ROOT / "scripts" / f"{name}.py"

@@ -65,7 +65,7 @@ class RnnDecoder(nn.Module):
       attention_features: A, over all heads.
       cell: "lstm" or "gru".
       attention: "additive" (Bahdanau) or "dot" (scaled).
-      heads: each attends over its slice of the image's features.
+      heads: more than one attend over slices of a projection of the image's features, and can look at two things at once.
       word_query: the word just written asks too, besides the hidden state before it. The paper's query has not seen that
         word, and so cannot look for the shape of what was just called red.
       gate: f_beta on the context: "none", "scalar" (the paper, section 4.2.1) or "vector", one a feature.
@@ -102,6 +102,7 @@ class RnnDecoder(nn.Module):
         beta = {"none": 0, "scalar": 1, "vector": d}[self.gate]
         w = {
             "embed": get("embed", (self.vocab_size, e), embed_init),
+            "value_kernel": get("value_kernel", (d, d)) if self.heads > 1 else None,
             "start_kernel": get("start_kernel", (d, 2 * f if self.cell == "lstm" else f)),
             "start_bias": get("start_bias", (2 * f if self.cell == "lstm" else f,), zeros),
             "key_kernel": get("key_kernel", (d, a)),
@@ -163,6 +164,8 @@ class RnnDecoder(nn.Module):
         values = image.astype(self.dtype)
         keys = values @ w["key_kernel"] + vectors.pop("key_bias")[None, None, :]
         start = jnp.tanh(values.mean(axis=1) @ w["start_kernel"] + w["start_bias"][None, :])
+        if self.heads > 1:
+            values = values @ w["value_kernel"]
         # The weights travel with the memory: cast and joined once, not once a word.
         return {"values": values, "keys": keys, "start": start, "weights": w, **vectors}
 
