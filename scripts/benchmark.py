@@ -655,7 +655,7 @@ def missing(row: str, peer: str, args: argparse.Namespace) -> str | None:
 
 
 def agreement(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict:
-    """How many sequences of a peer are token for token ours, rank by rank, and how far apart the scores are."""
+    """How many sequences of a peer are token for token ours, rank by rank, and how far scores differ."""
     equal = np.all(np.array(mine["tokens"]) == np.array(other["tokens"]), axis=-1)
     result = {"equal": int(equal.sum()), "of": equal.size}
     if "scores" in other:

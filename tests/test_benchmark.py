@@ -35,7 +35,9 @@ def printed_and_report(script_env, tmp_path_factory):
     pytest.importorskip("torch")
     out = tmp_path_factory.mktemp("benchmark") / "report.json"
     rows = ["train", "beam", "loop_scenes", "loop_flickr8k"]
-    printed = run(script_env, "--quick", "--only", *rows, "--flickr8k", "absent.parquet", "--out", str(out))
+    # One thread: those of PyTorch wait for each other in a busy loop, for long where tests share the cores.
+    options = ["--threads", "1", "--flickr8k", "absent.parquet", "--out", str(out)]
+    printed = run(script_env, "--quick", "--only", *rows, *options)
     return printed, json.loads(out.read_text())
 
 

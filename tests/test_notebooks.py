@@ -53,7 +53,7 @@ def test_runs_in_tiny_form(path, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(value))
     notebook = read(path)
     client = nbclient.NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}, kernel_name="python3"
+        notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}, kernel_name="python3"
     )
     # The kernel of this very environment, whatever else "python3" may be on this machine.
     client.create_kernel_manager().kernel_cmd = [

@@ -20,7 +20,7 @@ class Optimizer(NamedTuple):
       transform: gradients -> updates.
       schedule: step -> learning rate, for the log.
       accumulate: a step's batch is cut into so many slices, whose gradients are averaged.
-      ema: decay of the parameters' running average; 0 keeps none.
+      ema: decay of the parameters' running average, min(ema, (1 + step) / (10 + step)); 0 keeps none.
     """
 
     transform: optax.GradientTransformation

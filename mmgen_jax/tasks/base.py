@@ -111,8 +111,11 @@ class Task:
         for name, grad in grads.items():
             updates, opt_state[name] = self.optimizer.transform.update(grad, state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
+        # A young average is as short as the run, or it would hold on to the random start for 1 / (1 - decay) steps.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(self.optimizer.ema, (1.0 + step) / (10.0 + step))
         ema = {
-            name: optax.incremental_update(params[name], average, 1.0 - self.optimizer.ema)
+            name: optax.incremental_update(params[name], average, 1.0 - decay)
             for name, average in state.ema.items()
         }
         metrics["grad_norm"] = Mean.of(optax.tree.norm(grads))

@@ -218,8 +218,9 @@ def test_accumulation_equals_the_whole_batch(slices):
 def test_the_average_follows_its_formula():
     _, states, _ = line(steps=3, ema=0.9)
     average = np.ones(3)
-    for state in states[1:]:
-        average = 0.9 * average + 0.1 * np.asarray(state.params["model"]["w"], np.float64)
+    for step, state in enumerate(states[1:]):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * np.asarray(state.params["model"]["w"], np.float64)
     np.testing.assert_allclose(states[-1].ema["model"]["w"], average, rtol=1e-5)
     np.testing.assert_array_equal(states[-1].eval_params["model"]["w"], states[-1].ema["model"]["w"])
     plain = line(steps=1)[1][-1]
