@@ -14,7 +14,7 @@ MAX_LEN = 23  # the grammar's longest caption has 22 words; the end is one more
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), steps, batch_size."""
-    arg = parse_arg(arg, tiny=False, steps=2000, batch_size=64)
+    arg = parse_arg(arg, tiny=False, steps=2500, batch_size=64)
     steps, batch_size, size, length = arg.steps, arg.batch_size, 64, 1000
     if arg.tiny:
         steps, batch_size, size, length = 8, 8, 32, 16
@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             task=dict(
                 name="captioning",
                 model=dict(encoder=encoder, decoder=decoder),
-                decode=dict(max_len=MAX_LEN, beam=1),
+                decode=dict(max_len=MAX_LEN, beam=5),
             ),
             data=dict(
                 source=scenes("train"),

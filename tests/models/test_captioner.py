@@ -23,12 +23,47 @@ TOKENS = rng.integers(1, V, (B * C, T)).astype(np.int32)
 
 # Every pair of values of two fields is in at least one line.
 DECODERS = [
-    {"cell": "lstm", "attention": "additive", "heads": 1, "gate": "scalar", "deep_output": True},
-    {"cell": "gru", "attention": "dot", "heads": 2, "gate": "scalar", "deep_output": False},
-    {"cell": "lstm", "attention": "dot", "heads": 1, "gate": "vector", "deep_output": False},
-    {"cell": "gru", "attention": "additive", "heads": 2, "gate": "vector", "deep_output": True},
-    {"cell": "lstm", "attention": "additive", "heads": 2, "gate": "none", "deep_output": False},
-    {"cell": "gru", "attention": "dot", "heads": 1, "gate": "none", "deep_output": True},
+    {
+        "cell": "lstm",
+        "attention": "additive",
+        "heads": 1,
+        "gate": "scalar",
+        "deep_output": True,
+        "word_query": False,
+    },
+    {
+        "cell": "gru",
+        "attention": "dot",
+        "heads": 2,
+        "gate": "scalar",
+        "deep_output": False,
+        "word_query": True,
+    },
+    {
+        "cell": "lstm",
+        "attention": "dot",
+        "heads": 1,
+        "gate": "vector",
+        "deep_output": False,
+        "word_query": True,
+    },
+    {
+        "cell": "gru",
+        "attention": "additive",
+        "heads": 2,
+        "gate": "vector",
+        "deep_output": True,
+        "word_query": False,
+    },
+    {
+        "cell": "lstm",
+        "attention": "additive",
+        "heads": 2,
+        "gate": "none",
+        "deep_output": False,
+        "word_query": True,
+    },
+    {"cell": "gru", "attention": "dot", "heads": 1, "gate": "none", "deep_output": True, "word_query": False},
 ]
 
 
@@ -69,14 +104,17 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def reference(p, image, tokens, *, cell, attention, heads, gate, deep_output):
+def reference(p, image, tokens, *, cell, attention, heads, gate, deep_output, word_query):
     """One caption of one image, as the paper's equations stand. -> logits [T, V], weights [T, heads, P]."""
     keys = image @ p["key_kernel"] + p["key_bias"]
     hidden = np.tanh(image.mean(axis=0) @ p["start_kernel"] + p["start_bias"])
     hidden, memory = np.split(hidden, 2) if cell == "lstm" else (hidden, None)
+    values = image @ p["value_kernel"] if heads > 1 else image
     all_logits, all_weights = [], []
     for token in tokens:
-        query, contexts, maps = hidden @ p["query_kernel"], [], []
+        word, query, contexts, maps = p["embed"][token], hidden @ p["query_kernel"], [], []
+        if word_query:
+            query = query + word @ p["word_query_kernel"]
         for h in range(heads):
             part = slice(h * A // heads, (h + 1) * A // heads)
             if attention == "additive":
@@ -85,11 +123,10 @@ def reference(p, image, tokens, *, cell, attention, heads, gate, deep_output):
                 scores = keys[:, part] @ query[part] / np.sqrt(A / heads)
             weights = np.exp(scores - scores.max())
             maps.append(weights / weights.sum())
-            contexts.append(maps[-1] @ image[:, h * D // heads : (h + 1) * D // heads])
+            contexts.append(maps[-1] @ values[:, h * D // heads : (h + 1) * D // heads])
         context = np.concatenate(contexts)
         if gate != "none":
             context = context * sigmoid(hidden @ p["gate_kernel"] + p["gate_bias"])
-        word = p["embed"][token]
         inputs = word @ p["word_kernel"] + context @ p["context_kernel"] + p["gates_bias"]
         recurrent = hidden @ p["recurrent_kernel"]
         if cell == "lstm":
