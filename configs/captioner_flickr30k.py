@@ -20,7 +20,9 @@ from mmgen_jax.core.config import parse_arg
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (for tests), path (folder of the json and the images), steps, batch_size."""
     arg = parse_arg(arg, tiny=False, path="data/flickr30k", steps=25_000, batch_size=64)
-    spec = importlib.util.spec_from_file_location("captioner_coco", Path(__file__).with_name("captioner_coco.py"))
+    spec = importlib.util.spec_from_file_location(
+        "captioner_coco", Path(__file__).with_name("captioner_coco.py")
+    )
     coco = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(coco)
     tiny = "tiny," if arg.tiny else ""

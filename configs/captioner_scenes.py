@@ -40,7 +40,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         if arg.tiny and name == "captions":
             more["floor_images"] = 100
         return dict(
-            name=name, source=scenes(split, length=length), transforms=transforms, batch_size=batch_size, **more
+            name=name,
+            source=scenes(split, length=length),
+            transforms=transforms,
+            batch_size=batch_size,
+            **more,
         )
 
     return ml_collections.ConfigDict(

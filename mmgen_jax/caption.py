@@ -105,13 +105,19 @@ def caption_files(
 def _preparation(experiment: Experiment) -> list:
     """The transforms of the run's first evaluation, which augment nothing, in a form that takes files."""
     if not experiment.evaluators:
-        raise ValueError(f"The run in {experiment.workdir} has no evaluations, whose transforms would say how to read images.")
+        raise ValueError(
+            f"The run in {experiment.workdir} has no evaluations, whose transforms would say how to read images."
+        )
     name, evaluator = next(iter(experiment.evaluators.items()))
     if "decode" in experiment.config.evals[name].transforms:
         return evaluator.transforms
     # The source makes arrays of the right size, as scenes does: files are cut to that size.
     height, width = evaluator.source[0]["image"].shape[:2]
-    cut = [transforms.decode(), transforms.resize(max(height, width)), transforms.center_crop((height, width))]
+    cut = [
+        transforms.decode(),
+        transforms.resize(max(height, width)),
+        transforms.center_crop((height, width)),
+    ]
     return cut + evaluator.transforms
 
 
@@ -141,7 +147,11 @@ def _caption(predict: Any, images: list[np.ndarray], size: int) -> list[dict[str
 
 def _captions(output: dict[str, np.ndarray], tokenizer: Any) -> list[dict[str, Any]]:
     return [
-        {"caption": tokenizer.decode(tokens), "log_prob": round(float(log_prob), 4), "finished": bool(finished)}
+        {
+            "caption": tokenizer.decode(tokens),
+            "log_prob": round(float(log_prob), 4),
+            "finished": bool(finished),
+        }
         for tokens, log_prob, finished in zip(
             output["tokens"], output["log_prob"], output["finished"], strict=True
         )

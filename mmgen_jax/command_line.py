@@ -30,7 +30,9 @@ def start_jax(
     explicit = (coordinator, num_processes, process_id)
     if any(value is not None for value in explicit):
         if None in explicit:
-            raise ValueError("--coordinator, --num_processes and --process_id belong together; give all three.")
+            raise ValueError(
+                "--coordinator, --num_processes and --process_id belong together; give all three."
+            )
         if "cpu" in (jax.config.jax_platforms or ""):
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, num_processes, process_id)
@@ -50,9 +52,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except (KeyError, AttributeError) as error:  # ml_collections: an override of a key that is not there
         named = re.search(r"'(\w+)\\?'", str(error.args[0] if error.args else error))
         key = named[1] if named else ""
-        where = [flag for flag in argv if flag.startswith("--config.") and key in flag.split("=")[0].split(".")]
+        where = [
+            flag for flag in argv if flag.startswith("--config.") and key in flag.split("=")[0].split(".")
+        ]
         near = re.search(r'Did you mean "[^"]+"', str(error))
-        hint = f"{near[0]}?" if near else "A key can be set here only if the config file has it: add it there."
+        hint = (
+            f"{near[0]}?" if near else "A key can be set here only if the config file has it: add it there."
+        )
         if not where:
             raise
         sys.exit(f'error: {where[0]}: the config has no key "{key}". {hint}')

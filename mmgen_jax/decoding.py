@@ -1,7 +1,9 @@
 """Greedy, sampling and beam search over one contract: `step(tokens[N], carry) -> (logits[N, V], carry)`.
 
-A carry is any pytree whose leaves have N rows. What all rows of an image share (its features) belongs into the closure of `step`, not
-into the carry, so that a beam neither repeats nor reorders it. Each search is one compiled loop over a whole batch, which stops as soon
+A carry is any pytree whose leaves have N rows. What all rows of an image share (its features) belongs into the closure of
+`step`, not
+into the carry, so that a beam neither repeats nor reorders it. Each search is one compiled loop over a whole batch, which
+stops as soon
 as every row has ended; shapes depend on batch, beam and length alone, so that no batch compiles anew.
 
 log_prob is always the model's own: the sum of log softmax(logits) over the words up to and including the end token. What a caller
@@ -49,7 +51,8 @@ class Decoded:
       tokens: int32 [B, K, L], behind the end token only pad.
       log_prob: float32 [B, K], of the whole sequence.
       score: float32 [B, K], what they are ranked by.
-      finished: bool [B, K], false where max_len cut a sequence, and in a place for which there is none: a beam wider than the set of
+      finished: bool [B, K], false where max_len cut a sequence, and in a place for which there is none: a beam wider than
+      the set of
         all sequences fills up with log_prob below -1e29.
     """
 
@@ -114,7 +117,8 @@ def sample(
 ) -> Decoded:
     """Draw `samples` sequences a row of the batch, best first; `temperature=0` is greedy.
 
-    The filters act on the logits divided by the temperature. carry: leaves with B x samples rows, a batch row's samples side by side.
+    The filters act on the logits divided by the temperature. carry: leaves with B x samples rows, a batch row's samples
+    side by side.
     """
     rows = batch * samples
 
@@ -147,9 +151,7 @@ def sample(
     tokens = jnp.full((rows, rules.max_len), rules.pad, jnp.int32)
     loop = (jnp.int32(0), first, tokens, jnp.zeros(rows), jnp.zeros(rows, bool), carry)
     _, _, tokens, log_prob, done, _ = jax.lax.while_loop(going, body, loop)
-    tokens, log_prob, done = (
-        rearrange(x, "(b k) ... -> b k ...", b=batch) for x in (tokens, log_prob, done)
-    )
+    tokens, log_prob, done = (rearrange(x, "(b k) ... -> b k ...", b=batch) for x in (tokens, log_prob, done))
     order = jnp.argsort(-log_prob, axis=1, stable=True)
     tokens = jnp.take_along_axis(tokens, order[:, :, None], axis=1)
     log_prob, done = (jnp.take_along_axis(x, order, axis=1) for x in (log_prob, done))
@@ -183,7 +185,11 @@ def beam_search(
     rows = jnp.arange(batch)[:, None]
 
     def normalise(log_prob, length):
-        return log_prob / jnp.maximum(length, 1).astype(jnp.float32) ** length_penalty if length_penalty else log_prob
+        return (
+            log_prob / jnp.maximum(length, 1).astype(jnp.float32) ** length_penalty
+            if length_penalty
+            else log_prob
+        )
 
     def body(loop):
         position, tokens, log_prob, length, done, carry = loop
@@ -206,7 +212,9 @@ def beam_search(
         score = normalise(total, jnp.broadcast_to(longer[:, :, None], total.shape))
         _, best = jax.lax.top_k(rearrange(score, "b k v -> b (k v)"), beam)
         source = best // few
-        word, log_prob = (jnp.take_along_axis(rearrange(x, "b k v -> b (k v)"), best, axis=1) for x in (word, total))
+        word, log_prob = (
+            jnp.take_along_axis(rearrange(x, "b k v -> b (k v)"), best, axis=1) for x in (word, total)
+        )
         tokens = tokens[rows, source].at[:, :, position].set(word)
         length, done = longer[rows, source], done[rows, source] | (word == rules.eos)
         flat = rearrange(source + rows * beam, "b k -> (b k)")
@@ -219,7 +227,14 @@ def beam_search(
     # All beams start equal; all but the first are out of the question, or the first words would come K times.
     log_prob = jnp.broadcast_to(jnp.where(jnp.arange(beam) == 0, 0.0, NEVER)[None], (batch, beam))
     tokens = jnp.full((batch, beam, rules.max_len), rules.pad, jnp.int32)
-    loop = (jnp.int32(0), tokens, log_prob, jnp.zeros((batch, beam), jnp.int32), jnp.zeros((batch, beam), bool), carry)
+    loop = (
+        jnp.int32(0),
+        tokens,
+        log_prob,
+        jnp.zeros((batch, beam), jnp.int32),
+        jnp.zeros((batch, beam), bool),
+        carry,
+    )
     _, tokens, log_prob, length, done, _ = jax.lax.while_loop(going, body, loop)
     score = normalise(log_prob, length)
     score, order = jax.lax.top_k(score, n_best)
@@ -232,7 +247,8 @@ def scheduled_inputs(
 ) -> jax.Array:
     """Scheduled sampling: inputs in which each word is, with probability `rate`, the model's own (Bengio et al., 2015).
 
-    The model runs over its own mixed inputs, as in the paper; since nothing is differentiated through the drawn words, the caller may
+    The model runs over its own mixed inputs, as in the paper; since nothing is differentiated through the drawn words, the
+    caller may
     teacher-force the result and gets the paper's gradients with any decoder.
 
     Args:
@@ -261,7 +277,9 @@ def ensemble(steps: Sequence[Step]) -> Step:
 
     def step(tokens, carry):
         results = [one(tokens, c) for one, c in zip(steps, carry, strict=True)]
-        log_probs = jnp.stack([jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1) for logits, _ in results])
+        log_probs = jnp.stack(
+            [jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1) for logits, _ in results]
+        )
         mean = jax.nn.logsumexp(log_probs, axis=0) - jnp.log(jnp.float32(len(results)))
         return mean, [c for _, c in results]
 

@@ -77,7 +77,14 @@ def evaluate(
         title = f"{name} ({split})" if split else name
         with Writers(experiment.workdir, (), step, step, console) as writers:
             rows, signature = run_evaluator(
-                experiment, name, params, variables, step, writers, table=True, label=split and f"{name}_{split}"
+                experiment,
+                name,
+                params,
+                variables,
+                step,
+                writers,
+                table=True,
+                label=split and f"{name}_{split}",
             )
         print_table(title, rows, signature, console)
         tables[name] = {**{key: row._asdict() for key, row in rows.items()}, "signature": signature}

@@ -81,7 +81,10 @@ class Experiment:
             self.workdir.mkdir(parents=True, exist_ok=True)
             # Renamed into place: no other process ever reads half a file.
             for name, write in (
-                ("config.json", lambda p: p.write_text(config_lib.to_json(self.config) + "\n", encoding="utf-8")),
+                (
+                    "config.json",
+                    lambda p: p.write_text(config_lib.to_json(self.config) + "\n", encoding="utf-8"),
+                ),
                 ("tokenizer.json", self.pipeline.tokenizer.save),
             ):
                 part = self.workdir / f"{name}.part"
@@ -110,7 +113,10 @@ class Experiment:
             if name not in self._compiled:
                 fn = registry.choose(self.task.predict, name, "prediction")
                 self._compiled[name] = parallel.compile_predict(
-                    lambda params, variables, batch, rng: (fn(params, variables, batch, own_key(rng, batch)), batch),
+                    lambda params, variables, batch, rng: (
+                        fn(params, variables, batch, own_key(rng, batch)),
+                        batch,
+                    ),
                     self.layout,
                     places,
                     self.shardings.variables,

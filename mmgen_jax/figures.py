@@ -36,7 +36,9 @@ def attention(
     FigureCanvasAgg(figure)
     rows = figure.subfigures(len(images), 1, height_ratios=lines, squeeze=False)[:, 0]
     titles = titles or [" ".join(words) for words in captions]
-    for row, image, words, maps, title, count in zip(rows, images, captions, weights, titles, lines, strict=True):
+    for row, image, words, maps, title, count in zip(
+        rows, images, captions, weights, titles, lines, strict=True
+    ):
         row.suptitle(title, fontsize=9, x=0.01, ha="left", fontweight="bold")
         ratios = [1.4] + [1] * int(width - 1.4)
         axes = row.subplots(count, len(ratios), width_ratios=ratios, squeeze=False)
@@ -55,7 +57,11 @@ def attention(
 def _overlay(axis: Any, image: np.ndarray, weights: np.ndarray) -> None:
     """The image as under a lamp: bright where the model looked, dark elsewhere; each map is scaled by its own largest weight."""
     height, width = image.shape[:2]
-    maps = (weights / max(float(weights.max()), 1e-6)).reshape(_grid(len(weights), height / width)).astype(np.float32)
+    maps = (
+        (weights / max(float(weights.max()), 1e-6))
+        .reshape(_grid(len(weights), height / width))
+        .astype(np.float32)
+    )
     lamp = np.asarray(Image.fromarray(maps).resize((width, height), Image.Resampling.BICUBIC))
     axis.imshow((image * (0.15 + 0.85 * lamp.clip(0, 1)[..., None])).astype(np.uint8))
 

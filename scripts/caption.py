@@ -4,7 +4,8 @@
   python scripts/caption.py --workdir runs/captioner_scenes --beam 5 --n-best 3 --figures attention/ photo.jpg
   python scripts/caption.py --workdir runs/captioner_scenes --temperature 0.8 --top-p 0.9 --n-best 5 photo.jpg
 
-One JSON object an image, on the terminal or in --out: {"image": path, "captions": [{"caption", "log_prob", "finished"}, ...]}, best
+One JSON object an image, on the terminal or in --out: {"image": path, "captions": [{"caption", "log_prob", "finished"},
+...]}, best
 first; log_prob is natural, of the whole caption with its end. An image that cannot be read gives {"image", "error"}.
 """
 
@@ -16,7 +17,9 @@ from mmgen_jax.command_line import check_out, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, and folders of images")
     parser.add_argument("--workdir", required=True, type=Path, help="a run made by scripts/train.py")
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
@@ -27,7 +30,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length-penalty", type=float, help="rank by log-probability / length ** this")
     parser.add_argument("--temperature", type=float, help="draw words instead of searching")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest words")
-    parser.add_argument("--top-p", type=float, help="draw from the likeliest words that together have this probability")
+    parser.add_argument(
+        "--top-p", type=float, help="draw from the likeliest words that together have this probability"
+    )
     parser.add_argument("--max-len", type=int, help="most tokens of a caption")
     parser.add_argument("--batch-size", type=int, default=32, help="images at once (default 32)")
     parser.add_argument("--seed", type=int, help="of the drawn words")

@@ -16,14 +16,18 @@ from mmgen_jax.command_line import check_out, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", required=True, type=Path, help="a run made by scripts/train.py")
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
     parser.add_argument("--evals", nargs="*", help="which of the config's evaluations; default all")
     parser.add_argument("--split", help="score this split instead of the evaluations' own")
     parser.add_argument("--beam", type=int, help="beam width instead of the config's")
     parser.add_argument("--length-penalty", type=float, help="rank by log-probability / length ** this")
-    parser.add_argument("--java", action="store_true", help="METEOR and SPICE too, through pycocoevalcap and Java")
+    parser.add_argument(
+        "--java", action="store_true", help="METEOR and SPICE too, through pycocoevalcap and Java"
+    )
     parser.add_argument("--out", type=Path, help="write the table there, as JSON")
     return parser.parse_args()
 
@@ -38,7 +42,9 @@ def main(args: argparse.Namespace) -> None:
     overrides = {key: value for key, value in chosen.items() if value is not None}
     if args.java:
         evals = load_json(args.workdir / "config.json").evals
-        overrides.update({f"evals.{name}.java": True for name, spec in evals.items() if spec.name == "captions"})
+        overrides.update(
+            {f"evals.{name}.java": True for name, spec in evals.items() if spec.name == "captions"}
+        )
     tables = evaluate(args.workdir, step=args.step, names=args.evals, split=args.split, overrides=overrides)
     if args.out:
         args.out.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")

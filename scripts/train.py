@@ -21,7 +21,9 @@ from mmgen_jax.command_line import parse_flags, start_jax, tell
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:args].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 OVERRIDE = flags.DEFINE_bool("override", False, "Go on in a workdir that a different config made.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, found by JAX (TPU, Slurm, GKE).")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, found by JAX (TPU, Slurm, GKE)."
+)
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing finds it.")
 PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")

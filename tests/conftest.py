@@ -26,7 +26,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Compiling is most of what the tests do, and takes less than half the time so.
 jax.config.update("jax_disable_most_optimizations", True)
 
-from mmgen_jax.core import sharding  # noqa: E402
+from mmgen_jax.core import sharding
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -168,7 +168,7 @@ ENTRY %main (a: (s32[], f32[4])) -> (s32[], f32[4]) {
   %w.2 = (s32[], f32[4]{0}) while(%w.1), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"640"}}
   ROOT %w.3 = (s32[], f32[4]{0}) while(%w.2), condition=%condition, body=%body
 }
-"""  # noqa: E501
+"""
 
 
 def test_kernels_of_a_gpu_program(benchmark):

@@ -333,7 +333,7 @@ def test_frequencies(temperature):
     probability = softmax(np.where(np.isin(range(V), (PAD, BOS)), -np.inf, LOGITS / np.float32(temperature)))
     assert counts[[PAD, BOS]].sum() == 0
     # Three degrees of freedom: 99.9 % lie below 16.3. The rare end joins the rarest word.
-    joined = lambda x: np.array([x[3], x[4], x[5] + x[EOS]])  # noqa: E731
+    joined = lambda x: np.array([x[3], x[4], x[5] + x[EOS]])
     assert chi_square(joined(counts), joined(probability)) < 16.3
     # log_prob is the model's, whatever the temperature.
     expected = np.log(softmax(LOGITS.astype(np.float64)))[np.asarray(decoded.tokens).ravel()]

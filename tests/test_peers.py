@@ -52,7 +52,7 @@ def test_loss_equals_numpy(peers, weights):
     """The whole equation, word by word, in float64."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     features, tokens = batch()
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
     entropy, words, penalty = 0.0, 0, 0.0
     for memory, row in zip(features.astype(np.float64), tokens, strict=True):
         h = np.tanh(memory.mean(0) @ w["init_h"] + w["init_h_bias"])
@@ -140,7 +140,7 @@ def test_decoder_equals_ours(peers, gate):
         memory = call("prepare", features)
         forced = call("teacher_force", memory, jnp.asarray(tokens[:, :-1], jnp.int32), False)
         carry = call("start", memory, 9, 5)
-        step = lambda token, carry: call("step", memory, token, carry)  # noqa: E731
+        step = lambda token, carry: call("step", memory, token, carry)
         return *forced, decoding.beam_search(step, carry, rules, batch=3, beam=3, n_best=3)
 
     logits, alphas, found = run(params)

@@ -113,7 +113,9 @@ class Checkpointer:
         rng = jax.random.wrap_key_data(tree["rng"])
         return State(**{**tree, "rng": jax.device_put(rng, shardings.rng)})
 
-    def restore_for_eval(self, abstract: State, shardings: State, step: int | None = None) -> tuple[dict, dict, int]:
+    def restore_for_eval(
+        self, abstract: State, shardings: State, step: int | None = None
+    ) -> tuple[dict, dict, int]:
         """Read what evaluation needs and nothing else: (params or their average, variables, step)."""
         fields = ("params", "variables", "ema")
         tree, places = ({name: getattr(s, name) for name in fields} for s in (abstract, shardings))
@@ -134,7 +136,9 @@ class Checkpointer:
         remedy = "Delete it to go on from an older one."
         # Damage shows as whatever the storage layers below happen to raise.
         try:
-            facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+            facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))[
+                "facts"
+            ]
             metadata = self._manager.item_metadata(step)["state"]
             metadata = getattr(metadata, "tree", metadata)
             if not metadata:
@@ -162,7 +166,9 @@ class Checkpointer:
         written = facts.get("checksums", {})
         for name, value in _checksums(restored).items():
             if written.get(name, value) != value:
-                raise CheckpointError(f"{where} is damaged (the numbers of {name} have changed on disk). {remedy}")
+                raise CheckpointError(
+                    f"{where} is damaged (the numbers of {name} have changed on disk). {remedy}"
+                )
         return restored
 
     @staticmethod
@@ -170,7 +176,9 @@ class Checkpointer:
         """Refuse a checkpoint that lacks an array or holds it in another shape: Orbax alone may cut or pad."""
         have = {path_name(p): tuple(leaf.shape) for p, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
         wrong = []
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda x: _abstract_data(x, None), abstract)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda x: _abstract_data(x, None), abstract)
+        ):
             name = path_name(path)
             if name not in have:
                 wrong.append(f"{name}: not in the checkpoint")

@@ -76,7 +76,9 @@ def load_json(path: Path) -> ml_collections.ConfigDict:
     try:
         return ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not whole JSON ({error}). Restore it, or start a new workdir.") from error
+        raise ValueError(
+            f"{path} is not whole JSON ({error}). Restore it, or start a new workdir."
+        ) from error
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

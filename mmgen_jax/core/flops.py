@@ -55,5 +55,7 @@ def _equation(equation: Any) -> float:
         return 2.0 * equation.outvars[0].aval.size * kernel.size / out_features / dilation
     if name == "cond":
         return max(count(branch) for branch in params["branches"])
-    inner = sum(count(value) for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr"))
+    inner = sum(
+        count(value) for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")
+    )
     return inner * params["length"] if name == "scan" else inner

@@ -67,11 +67,15 @@ def make(
     sizes = [len(devices) // max(known, 1) if size == -1 else size for size in sizes]
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         wanted = " x ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor), strict=True))
-        raise ValueError(f"mesh: {wanted} does not fit {len(devices)} device(s). Set mesh.data=-1 to take the rest.")
+        raise ValueError(
+            f"mesh: {wanted} does not fit {len(devices)} device(s). Set mesh.data=-1 to take the rest."
+        )
     if mode not in MODES:
         raise ValueError(f'mesh.mode is "{mode}"; it is one of: {", ".join(MODES)}.')
     if mode == "pmap" and sizes[1:] != [1, 1]:
-        raise ValueError("mesh.mode=pmap keeps a whole copy of the state on each device: fsdp and tensor must be 1.")
+        raise ValueError(
+            "mesh.mode=pmap keeps a whole copy of the state on each device: fsdp and tensor must be 1."
+        )
     # Explicit axes, the default of make_mesh, put shardings into types, which linen's layers do not know.
     mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
     return Layout(mesh, mode, tuple((pattern, spec) for pattern, spec in rules), min_mb)

@@ -165,13 +165,17 @@ class Bar:
 class Writers:
     """Sends everything to every writer on process 0, to none elsewhere. Use it as a context manager."""
 
-    def __init__(self, workdir: Path, names: Sequence[str], steps: int, start: int, console: Console | None = None):
+    def __init__(
+        self, workdir: Path, names: Sequence[str], steps: int, start: int, console: Console | None = None
+    ):
         self.console = console or Console(file=sys.stdout, quiet=jax.process_index() != 0)
         self._writers: list[Any] = []
         self._bar = None
         if jax.process_index() == 0:
             self._bar = Bar(steps, start, self.console)
-            self._writers = [registry.choose(WRITERS, name, "writer")(workdir, start) for name in names] + [self._bar]
+            self._writers = [registry.choose(WRITERS, name, "writer")(workdir, start) for name in names] + [
+                self._bar
+            ]
 
     def __enter__(self) -> "Writers":
         return self

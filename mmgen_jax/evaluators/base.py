@@ -18,7 +18,8 @@ class Row(NamedTuple):
     """One score in the final table, in the unit in which it is printed.
 
     Attributes:
-      value: the score; interval: its 95 % bootstrap interval; floor and ceiling: see scores/captions.py. None where there is none.
+      value: the score; interval: its 95 % bootstrap interval; floor and ceiling: see scores/captions.py. None where there
+      is none.
     """
 
     value: float | None
@@ -36,9 +37,7 @@ class Evaluator:
       pipeline: the run's, for its tokenizer.
     """
 
-    def __init__(
-        self, *, source: Mapping[str, Any], transforms: str, batch_size: int, pipeline: Pipeline
-    ):
+    def __init__(self, *, source: Mapping[str, Any], transforms: str, batch_size: int, pipeline: Pipeline):
         self.spec, self.batch_size, self.pipeline = dict(source), batch_size, pipeline
         self.source = sources.make(source)
         self.transforms = pipeline.parse(transforms)

@@ -18,7 +18,8 @@ from mmgen_jax.scores import captions as scores_lib
 class Captions(Evaluator):
     """Captions of a data set, scored against its references.
 
-    Scores: bleu1..4, rouge_l and cider, as coco-caption computes them; of a source with `is_true`: truth, the share of true captions;
+    Scores: bleu1..4, rouge_l and cider, as coco-caption computes them; of a source with `is_true`: truth, the share of true
+    captions;
     length, the mean number of words, and finished, the share that ended before the longest length.
 
     Args:
@@ -57,7 +58,12 @@ class Captions(Evaluator):
         self.hypotheses = [decode(row) for row in tokens]
         self.references = [self.source.captions(i) for i in index]
         self.records = [
-            {"index": i, "caption": hypothesis, "log_prob": round(float(log_prob), 5), "references": references}
+            {
+                "index": i,
+                "caption": hypothesis,
+                "log_prob": round(float(log_prob), 5),
+                "references": references,
+            }
             for i, hypothesis, log_prob, references in zip(
                 index, self.hypotheses, outputs["log_prob"][:, 0], self.references, strict=True
             )
@@ -93,7 +99,10 @@ class Captions(Evaluator):
         """The scores x 100 with bootstrap intervals, floor and ceiling; the last run's captions are resampled."""
         intervals = self._comparison.bootstrap()
         constants = _constants(self.pipeline.source, self._floor_images)
-        blind = [self._references.compare([caption] * len(self.references)).score() for caption in constants.values()]
+        blind = [
+            self._references.compare([caption] * len(self.references)).score()
+            for caption in constants.values()
+        ]
         floors = {name: max(scores[name] for scores in blind) for name in scores_lib.NAMES}
         ceiling = scores_lib.ceiling(self.references) if min(map(len, self.references)) > 1 else {}
         rows = {}
@@ -103,7 +112,9 @@ class Captions(Evaluator):
             rows[name] = Row(100 * scores[name], (100 * low, 100 * high), 100 * floors[name], above)
         if "truth" in scores:
             low, high = _wilson(scores["truth"], len(self.hypotheses))
-            truth = np.mean([self.source.is_true(record["index"], constants["cider"]) for record in self.records])
+            truth = np.mean(
+                [self.source.is_true(record["index"], constants["cider"]) for record in self.records]
+            )
             rows["truth"] = Row(100 * scores["truth"], (100 * low, 100 * high), 100 * float(truth), 100.0)
         if self._java:
             extra = scores_lib.score_java(self.references, self.hypotheses)

@@ -1,6 +1,7 @@
 """The attention captioner: an image tower, and a decoder that looks at its positions while it writes.
 
-Show, Attend and Tell (Xu et al., 2015) with soft attention, and its Transformer successor. A batch holds B images and C captions an
+Show, Attend and Tell (Xu et al., 2015) with soft attention, and its Transformer successor. A batch holds B images and C
+captions an
 image; a decoder works on N = B x C rows, row n belonging to image n // C. The image's part (keys, values) has B rows and
 is never repeated: not for the captions, not for beams.
 """
@@ -190,7 +191,9 @@ class RnnDecoder(nn.Module):
         query = rearrange(query, "(b c) a -> b c a", b=images)
         if self.attention == "additive":
             scores = attention.additive_scores
-            scores = (jax.checkpoint(scores) if self.recompute else scores)(query, memory["keys"], memory["v"])
+            scores = (jax.checkpoint(scores) if self.recompute else scores)(
+                query, memory["keys"], memory["v"]
+            )
         else:
             scores = attention.dot_scores(query, memory["keys"], self.heads)
         context, weights = attention.weigh(scores, memory["values"])
@@ -287,9 +290,13 @@ class TransformerDecoder(nn.Module):
         """An empty cache for `max_len` words. -> leaves [N, max_len, heads, F / heads] and position [N]."""
         del memory
         if max_len > self.max_len:
-            raise ValueError(f"{max_len} words, but decoder.max_len is {self.max_len}; train with a larger one.")
+            raise ValueError(
+                f"{max_len} words, but decoder.max_len is {self.max_len}; train with a larger one."
+            )
         shape = (rows, max_len, self.heads, self.features // self.heads)
-        cache = [{name: jnp.zeros(shape, self.dtype) for name in ("key", "value")} for _ in range(self.layers)]
+        cache = [
+            {name: jnp.zeros(shape, self.dtype) for name in ("key", "value")} for _ in range(self.layers)
+        ]
         return {"position": jnp.zeros(rows, jnp.int32), "cache": cache}
 
     def teacher_force(self, memory: Memory, tokens: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -360,7 +367,9 @@ class Captioner(nn.Module):
         """The image's part of a caption, computed once. image: uint8 [B, H, W, 3]."""
         return self.decoder.prepare(self.features(image, train))
 
-    def __call__(self, image: jax.Array, tokens: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, image: jax.Array, tokens: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         """Teacher forcing. image: uint8 [B, H, W, 3]; tokens: int32 [B, C, T] -> logits [B, C, T, V], weights [B, C, T, H, P]."""
         memory = self.encode(image, train)
         logits, weights = self.teacher_force(memory, rearrange(tokens, "b c t -> (b c) t"), train)

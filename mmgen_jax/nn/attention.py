@@ -52,10 +52,13 @@ def weigh(scores: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rearrange(context, "b c h d -> b c (h d)"), weights
 
 
-def self_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def self_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
     """Attend from queries to keys (Vaswani et al., 2017, eq. 1), with whatever kernel the device has for it.
 
-    query: [B, Tq, H, D]; key, value: [B, Tk, H, D]; mask: bool [1 or B, 1 or H, Tq, Tk], true where a query may look -> [B, Tq, H, D].
+    query: [B, Tq, H, D]; key, value: [B, Tk, H, D]; mask: bool [1 or B, 1 or H, Tq, Tk], true where a query may look -> [B,
+    Tq, H, D].
     """
     # jax promotes bfloat16 to float32 in there, which a caller's strict setting would forbid.
     with jax.numpy_dtype_promotion("standard"):

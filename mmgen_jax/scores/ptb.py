@@ -2,7 +2,6 @@
 
 The rules were found by asking the COCO tokenizer (Stanford PTBTokenizer 3.4.1, -lowerCase) what it does.
 """
-# ruff: noqa: RUF001 - the typographic quotes and dashes are meant
 
 import re
 from collections.abc import Callable, Iterator

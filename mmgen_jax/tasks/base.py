@@ -83,7 +83,9 @@ class Task:
             # Every slice takes rows from each device, so that no row moves.
             rows = len(next(iter(batch.values())))
             if rows % slices:
-                raise ValueError(f"A batch of {rows} does not divide into optimizer.accumulate={slices} slices.")
+                raise ValueError(
+                    f"A batch of {rows} does not divide into optimizer.accumulate={slices} slices."
+                )
             parts = jax.tree.map(lambda x: rearrange(x, "(b s) ... -> s b ...", s=slices), batch)
 
             def body(loop, inputs):
@@ -96,7 +98,9 @@ class Task:
                 ), None
 
             first = jax.tree.map(lambda x: x[0], parts)
-            empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, variables, first, rng)[1])
+            empty = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, variables, first, rng)[1]
+            )
             loop, _ = jax.lax.scan(body, (variables, *empty), (jnp.arange(slices), parts))
             variables, grads, metrics = loop
         grads, metrics = parallel.total((grads, metrics), self.axis)
@@ -109,7 +113,9 @@ class Task:
         grads, metrics, variables = self.gradients(state.params, state.variables, batch, rng, state.step)
         params, opt_state = {}, {}
         for name, grad in grads.items():
-            updates, opt_state[name] = self.optimizer.transform.update(grad, state.opt_state[name], state.params[name])
+            updates, opt_state[name] = self.optimizer.transform.update(
+                grad, state.opt_state[name], state.params[name]
+            )
             params[name] = optax.apply_updates(state.params[name], updates)
         # A young average is as short as the run, or it would hold on to the random start for 1 / (1 - decay) steps.
         step = state.step.astype(jnp.float32)

@@ -97,13 +97,19 @@ class Captioning(Task):
             return tuple(rearrange(x, "(b c) ... -> b c ...", b=len(image)) for x in (logits, weights))
 
         (logits, weights), updated = self.model.apply(
-            every, batch["image"], batch["tokens"][:, :, :-1], method=apply, mutable=mutable, rngs={"dropout": dropout}
+            every,
+            batch["image"],
+            batch["tokens"][:, :, :-1],
+            method=apply,
+            mutable=mutable,
+            rngs={"dropout": dropout},
         )
         scalar, metrics = self._objective(logits, weights, batch)
         return scalar, (metrics, {"model": updated})
 
     def _objective(self, logits: jax.Array, weights: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """logits: [B, C, T, V]; weights: [B, C, T, H, P] -> scalar, metrics. The scalar is nats a token plus the penalty a token."""
+        """logits: [B, C, T, V]; weights: [B, C, T, H, P] -> scalar, metrics. The scalar is nats a token plus the penalty a
+        token."""
         targets = batch["tokens"][:, :, 1:]
         mask = (targets != text.PAD).astype(jnp.float32) * batch["mask"][:, None, None]
         metrics = {"loss": Mean.of(sequence.cross_entropy(logits, targets), mask)}
@@ -147,13 +153,15 @@ class Captioning(Task):
                 f"decode: temperature={temperature} and top_p={top_p}; a temperature is 0 (no sampling) or more, "
                 "and top_p lies above 0 and is at most 1."
             )
-        rules = decoding.Rules(
-            text.BOS, text.EOS, text.PAD, max_len, min_len, no_repeat, forbid=(text.UNK,)
-        )
+        rules = decoding.Rules(text.BOS, text.EOS, text.PAD, max_len, min_len, no_repeat, forbid=(text.UNK,))
         if temperature and beam > 1:
-            raise ValueError(f"decode: beam={beam} with temperature={temperature}; take a beam or samples, not both.")
+            raise ValueError(
+                f"decode: beam={beam} with temperature={temperature}; take a beam or samples, not both."
+            )
         if not temperature and n_best > beam:
-            raise ValueError(f"decode: n_best={n_best} of beam={beam}; widen the beam, or sample with a temperature.")
+            raise ValueError(
+                f"decode: n_best={n_best} of beam={beam}; widen the beam, or sample with a temperature."
+            )
         width = n_best if temperature else beam
 
         def generate(params, variables, batch, rng):

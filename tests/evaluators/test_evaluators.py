@@ -235,5 +235,5 @@ def test_photos_have_no_truth_and_no_entropy(pipeline, tmp_path):
     assert len(broken) == 1
     assert "zero bytes" in json.dumps(broken)
     plain = likelihood.Likelihood(**common, pipeline=pipeline)
-    nll = lambda name, batch: ({"nll": (batch["tokens"][:, :, 1:] != PAD).astype(np.float32)}, batch)  # noqa: E731
+    nll = lambda name, batch: ({"nll": (batch["tokens"][:, :, 1:] != PAD).astype(np.float32)}, batch)
     assert plain.run(nll, tmp_path / "x.png") == {"nll": 1.0, "perplexity": pytest.approx(np.e)}

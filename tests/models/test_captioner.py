@@ -251,7 +251,7 @@ def test_gradient_against_finite_differences(fields):
         slope = sum(
             np.sum(np.float64(g) * w) for g, w in zip(*map(jax.tree.leaves, (grads, way)), strict=True)
         )
-        ahead, behind = (value(*jax.tree.map(lambda x, w: x + s * w, point, way)) for s in (1e-5, -1e-5))  # noqa: B023
+        ahead, behind = (value(*jax.tree.map(lambda x, w: x + s * w, point, way)) for s in (1e-5, -1e-5))
         np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-4)
 
 
@@ -342,7 +342,7 @@ def test_positions_tell_places_apart():
         model = Captioner(Mosaic(), rnn(), position=position)
         noise = np.random.default_rng(0)
         shapes = jax.eval_shape(model.init, jax.random.key(0), pixels, tokens)
-        variables = jax.tree.map(lambda x: jnp.float32(noise.normal(size=x.shape)), shapes)  # noqa: B023
+        variables = jax.tree.map(lambda x: jnp.float32(noise.normal(size=x.shape)), shapes)
         weights = jax.jit(model.apply)(variables, pixels, tokens)[1]
         assert (np.ptp(weights, axis=-1).max() > 1e-5) == position
 

@@ -1,5 +1,4 @@
 """Caption scores and tokens against pycocoevalcap; floor, ceiling, intervals, Java scores, bad input."""
-# ruff: noqa: RUF001 - the typographic quotes and dashes are meant
 
 import json
 import shutil

@@ -199,7 +199,7 @@ def test_targets_stay_the_true_words_under_scheduled_sampling():
     def expected():
         memory = task.model.apply(params, batch["image"], method="encode")
         carry = task.model.apply(params, memory, B * C, T, method="start")
-        step = lambda words, carry: task.model.apply(params, memory, words, carry, method="step")  # noqa: E731
+        step = lambda words, carry: task.model.apply(params, memory, words, carry, method="step")
         rows = jnp.asarray(batch["tokens"][:, :, :-1].reshape(-1, T))
         rows = decoding.scheduled_inputs(step, carry, rows, 1.0, schedule)
         logits, _ = task.model.apply(params, memory, rows, method="teacher_force")
