@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax import figures as figures_lib
+from mmgen_jax.core import config as config_lib
 from mmgen_jax.data import transforms
 from mmgen_jax.data.loader import stack
 from mmgen_jax.data.quarantine import BrokenExample, read_bytes
@@ -67,10 +68,7 @@ def caption_files(
       ValueError: the run has no evaluation whose transforms it could take over, or options contradict each other.
     """
     files = find_images(paths)
-    chosen = {key: value for key, value in decode.items() if value is not None}
-    if chosen.get("n_best", 1) > 1 and "temperature" not in chosen:
-        # "The five best" asks for a beam of at least five.
-        chosen.setdefault("beam", chosen["n_best"])
+    chosen = _search(workdir, decode)
     overrides = {f"task.decode.{key}": value for key, value in chosen.items()}
     if seed is not None:
         overrides["seed"] = seed
@@ -100,6 +98,19 @@ def caption_files(
                 _draw(predict, figures, drawn, tokenizer, batch_size)
     if figures:
         print(f"attention pictures: {figures}/", file=sys.stderr)
+
+
+def _search(workdir: Path, decode: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, and what follows from them: samples need no beam, and n-best a wide one."""
+    chosen = {key: value for key, value in decode.items() if value is not None}
+    if "beam" in chosen:
+        chosen.setdefault("temperature", 0.0)
+    elif chosen.get("temperature"):
+        chosen["beam"] = 1
+    elif "n_best" in chosen:
+        config = config_lib.load_json(workdir / "config.json")
+        chosen["beam"] = max(config.task.decode.get("beam", 1), chosen["n_best"])
+    return chosen
 
 
 def _preparation(experiment: Experiment) -> list:

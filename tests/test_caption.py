@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mmgen_jax.caption import find_images
+from mmgen_jax.caption import _search, find_images
 from mmgen_jax.data.scenes import Scenes
 
 
@@ -150,6 +150,22 @@ def test_nothing_but_a_broken_image(script, tiny_run, tmp_path, make):
     status, out, _ = script("caption", "--workdir", tiny_run[0], tmp_path / "x.jpg")
     assert status == 0
     assert set(lines(out)[0]) == {"image", "error"}
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({}, {}),
+        ({"beam": 2}, {"beam": 2, "temperature": 0.0}),
+        # The run was made with a beam of five.
+        ({"n_best": 3}, {"n_best": 3, "beam": 5}),
+        ({"n_best": 7}, {"n_best": 7, "beam": 7}),
+        ({"temperature": 0.8, "n_best": 7}, {"temperature": 0.8, "n_best": 7, "beam": 1}),
+    ],
+)
+def test_what_the_options_imply(tmp_path, given, chosen):
+    (tmp_path / "config.json").write_text(json.dumps({"task": {"decode": {"beam": 5}}}))
+    assert _search(tmp_path, {"beam": None, "n_best": None, "temperature": None, **given}) == chosen
 
 
 def test_find_images(photos):

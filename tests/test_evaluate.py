@@ -17,7 +17,7 @@ def test_training_prints_tables_and_next_commands(tiny_run):
     workdir, printed = tiny_run
     for word in ("bleu1", "bleu4", "rouge_l", "cider", "truth", "95 % interval", "floor", "ceiling", "gap"):
         assert word in printed
-    assert "captions|tok:ptb|step:8|beam:1|" in printed
+    assert "captions|tok:ptb|step:8|beam:5|" in printed
     tail = printed[printed.index("Next:") :]
     for command in ("scripts/caption.py", "scripts/evaluate.py"):
         assert f"python {command} --workdir {workdir}" in tail
@@ -98,7 +98,7 @@ def test_split_and_beam(script, tiny_run, tmp_path):
     assert "beam:2" in tables["test"]["signature"]
     assert "split:compositional" in tables["test"]["signature"]
     assert (workdir / "predictions" / "test_compositional_000008.jsonl").exists()
-    assert json.loads((workdir / "config.json").read_text())["task"]["decode"]["beam"] == 1
+    assert json.loads((workdir / "config.json").read_text())["task"]["decode"]["beam"] == 5
 
 
 @pytest.mark.parametrize(
