@@ -2,10 +2,11 @@
 
 python scripts/train.py --config configs/captioner_scenes.py --workdir runs/captioner_scenes
 
-Paper: Xu et al., Show, Attend and Tell, 2015 (soft attention), with a small tower trained from scratch, dot-product attention with four heads, and a
-query that has seen the last word.
-Reached (seed 0, 2 cores of an AMD EPYC, 4.6 minutes of training): 96.4 % of the captions of 1,000 unseen scenes are true, 84.5 % where a pair of
-colour and shape was never seen; 0.058 nat a token above the exact entropy, 0.019 after 5,600 steps. docs/results.md says more.
+Paper: Xu et al., Show, Attend and Tell, 2015 (soft attention), with a small tower trained from scratch,
+dot-product attention with four heads, and a query that has seen the last word.
+Reached (seed 0, 2 cores of an AMD EPYC, 4.6 minutes of training): 96.4 % of the captions of 1,000 unseen scenes are
+true, 84.5 % where a pair of colour and shape was never seen; 0.058 nat a token above the exact entropy, 0.019 after
+5,600 steps. docs/results.md says more.
 """
 
 import ml_collections
