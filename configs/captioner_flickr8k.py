@@ -3,10 +3,11 @@
 python scripts/train.py --config configs/captioner_flickr8k.py:path=FILE --workdir runs/captioner_flickr8k
 
 FILE is a Parquet file with the columns image, captions and split ("train", "dev").
-Paper: Xu et al., Show, Attend and Tell, 2015; a small ResNet instead of a pre-trained VGG, dot-product attention, label smoothing, and
-an average of the parameters.
-Reached on the 1,000 dev images after 3,000 steps (seed 0, 37 minutes of training on one core of an AMD EPYC): BLEU-1..4 50.2, 31.3,
-19.7, 13.0, ROUGE-L 37.8, CIDEr 26.5, beam 5. The best constant caption: BLEU-4 8.9, CIDEr 14.2. docs/results.md says more.
+Paper: Xu et al., Show, Attend and Tell, 2015; a small ResNet instead of a pre-trained VGG, dot-product attention, label
+smoothing, and an average of the parameters.
+Reached on the 1,000 dev images after 3,000 steps (seed 0, 37 minutes of training on one core of an AMD EPYC): BLEU-1..4
+50.2, 31.3, 19.7, 13.0, ROUGE-L 37.8, CIDEr 26.5, beam 5. The best constant caption: BLEU-4 8.9, CIDEr 14.2.
+docs/results.md says more.
 """
 
 import ml_collections
