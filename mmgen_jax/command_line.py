@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from mmgen_jax.core import registry
 
@@ -48,7 +48,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             if name == "config" and flag.startswith("-"):
                 _need_config_file(Path((inline if given else value).split(":")[0]))
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(list(argv))
+    except flags.IllegalFlagValueError as error:
+        # ml_collections wraps a config file's error in its traceback; the last line is the message.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        sys.exit("error: " + lines[-1].removeprefix("ValueError: "))
+    except flags.Error as error:
+        sys.exit(f"error: {error}. See --help.")
     except (KeyError, AttributeError) as error:  # ml_collections: an override of a key that is not there
         named = re.search(r"'(\w+)\\?'", str(error.args[0] if error.args else error))
         key = named[1] if named else ""
