@@ -16,7 +16,7 @@ class ConvNet(nn.Module):
     """Strided 3x3 convolutions, each with batch normalisation, then residual blocks on the last grid.
 
     The first convolution overlaps its neighbours, unlike a cut into patches, and the batch is normalised, unlike the
-    features of one position: on drawn scenes each makes shapes several times quicker to learn (docs/results.md).
+    features of one position.
 
     Attributes:
       widths: features after each convolution; each halves the grid.
