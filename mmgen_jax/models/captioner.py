@@ -13,18 +13,13 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mmgen_jax.nn import attention, rnn
+from mmgen_jax.nn import attention, pixels, rnn
 from mmgen_jax.nn.norm import LayerNorm
 from mmgen_jax.nn.transformer import DecoderBlock
 
 Memory = dict[str, jax.Array]
 Carry = dict[str, jax.Array]
 
-# Statistics of ImageNet, which the published towers were trained with; in [0, 255].
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-
-CELLS = {"lstm": 4, "gru": 3}
 ATTENTIONS = ("additive", "dot")
 GATES = ("none", "scalar", "vector")
 
@@ -99,7 +94,7 @@ class RnnDecoder(nn.Module):
             return self.param(name, init, shape, jnp.float32).astype(self.dtype)
 
         f, e, a, d = self.features, self.embed_features, self.attention_features, image_features
-        g = CELLS[self.cell] * f
+        g = rnn.GATES[self.cell] * f
         beta = {"none": 0, "scalar": 1, "vector": d}[self.gate]
         w = {
             "embed": get("embed", (self.vocab_size, e), embed_init),
@@ -108,7 +103,7 @@ class RnnDecoder(nn.Module):
             "start_bias": get("start_bias", (2 * f if self.cell == "lstm" else f,), zeros),
             "key_kernel": get("key_kernel", (d, a)),
             "context_kernel": get("context_kernel", (d, g)),
-            "gates_bias": get("gates_bias", (g,), self._gates_bias),
+            "gates_bias": get("gates_bias", (g,), rnn.gates_bias(self.cell)),
             "out_kernel": get("out_kernel", (e if self.deep_output else f, self.vocab_size)),
             "out_bias": get("out_bias", (self.vocab_size,), zeros),
             # One product of a word gives its shares of gates and query; one of the hidden state query, gates and f_beta.
@@ -141,14 +136,9 @@ class RnnDecoder(nn.Module):
             vectors["recurrent_bias"] = get("recurrent_bias", (g,), zeros)
         return w, vectors
 
-    def _gates_bias(self, rng, shape, dtype):
-        """Zeros, but 1 for the LSTM's forget gate, which then remembers from the start (Jozefowicz et al., 2015)."""
-        bias = zeros(rng, shape, dtype)
-        return bias.at[self.features : 2 * self.features].set(1.0) if self.cell == "lstm" else bias
-
     def setup(self):
         for value, options, what in (
-            (self.cell, tuple(CELLS), "cell"),
+            (self.cell, tuple(rnn.GATES), "cell"),
             (self.attention, ATTENTIONS, "attention"),
             (self.gate, GATES, "gate"),
         ):
@@ -183,7 +173,7 @@ class RnnDecoder(nn.Module):
         word: [N, G + A or G], the word's share of gates and query -> carry, context [N, D], weights [B, C, H, P].
         """
         w, images, hidden = memory["weights"], len(memory["values"]), carry["hidden"]
-        a, g = self.attention_features, CELLS[self.cell] * self.features
+        a, g = self.attention_features, rnn.GATES[self.cell] * self.features
         joined = hidden @ w["hidden_kernel"]
         query, recurrent, beta = joined[:, :a], joined[:, a : a + g], joined[:, a + g :]
         if self.word_query:
@@ -337,6 +327,7 @@ class Captioner(nn.Module):
       grid: the tower's grid is resampled to grid x grid positions; 0 leaves it as it is.
       position: add a learned vector a row and one a column, so that the decoder can tell where it looks.
       dropout: on the image's features.
+      pixels: the statistics that normalise an image, see nn/pixels.py.
       dtype: of the computation.
     """
 
@@ -345,14 +336,15 @@ class Captioner(nn.Module):
     grid: int = 0
     position: bool = True
     dropout: float = 0.0
+    pixels: str = "imagenet"
     dtype: Any = jnp.float32
 
     @nn.compact
     def features(self, image: jax.Array, train: bool) -> jax.Array:
-        """image: uint8 [B, H, W, 3] -> [B, P, D]. The image is normalised here: bytes are a quarter of floats to send."""
-        mean, std = (jnp.asarray(x, jnp.float32)[None, None, None, :] for x in (MEAN, STD))
-        x = ((image.astype(jnp.float32) - mean) / std).astype(self.dtype)
-        x = self.encoder(x, train=train)
+        """image: uint8 [B, H, W, 3] -> [B, P, D]."""
+        x = self.encoder(pixels.normalise(image, self.pixels, self.dtype), train=train)
+        if x.ndim != 4:
+            raise ValueError(f'A captioner looks at a grid, not at {x.shape}: set encoder.pool to "none".')
         if self.grid and x.shape[1:3] != (self.grid, self.grid):
             x = jax.image.resize(x, (len(x), self.grid, self.grid, x.shape[-1]), "linear")
         if self.position:

@@ -3,6 +3,8 @@
 Plain functions over arrays, so that they run inside one scan over words; the modules that own the parameters call them.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -53,13 +55,48 @@ def weigh(scores: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def self_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    causal: bool = False,
 ) -> jax.Array:
     """Attend from queries to keys (Vaswani et al., 2017, eq. 1), with whatever kernel the device has for it.
 
-    query: [B, Tq, H, D]; key, value: [B, Tk, H, D]; mask: bool [1 or B, 1 or H, Tq, Tk], true where a query may look -> [B,
-    Tq, H, D].
+    query: [B, Tq, H, D]; key, value: [B, Tk, H, D]; mask: bool [1 or B, 1 or H, 1 or Tq, Tk], true where a query may
+    look; causal: a query looks at its own position and at those before it only -> [B, Tq, H, D].
     """
     # jax promotes bfloat16 to float32 in there, which a caller's strict setting would forbid.
     with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+        if mask is None and query.shape == key.shape and _has_flash(query):
+            return _flash(query, key, value, causal)
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+
+
+def _has_flash(query: jax.Array) -> bool:
+    """Whether cuDNN's flash attention serves: half precision on NVIDIA's Ampere or later, heads of at most 128 features in
+    multiples of 8. query: [B, T, H, D]."""
+    capability = getattr(
+        jax.devices()[0], "compute_capability", ""
+    )  # "9.0" there, no number on other makers' GPUs
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    features = query.shape[-1]
+    return (
+        half and features % 8 == 0 and features <= 128 and capability[:1].isdigit() and float(capability) >= 8
+    )
+
+
+def _flash(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, implementation: str = "cudnn"
+) -> jax.Array:
+    """Attention by a kernel that jax does not choose by itself and differentiates for even lengths only.
+
+    An odd length, such as CLIP's 77 words and 197 patches, becomes even by one more position, at which no other looks.
+    """
+    attend = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation=implementation)
+    length = query.shape[1]
+    if length % 2 == 0:
+        return attend(query, key, value)
+    query, key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
+    keys = None if causal else jnp.full(len(query), length, jnp.int32)
+    return attend(query, key, value, key_value_seq_lengths=keys)[:, :length]

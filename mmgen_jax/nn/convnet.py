@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mmgen_jax.core import registry
+from mmgen_jax.nn import pooling
 from mmgen_jax.nn.resnet import BLOCKS, Block, convolution, normalise
+
+POOLS = {"none": pooling.none, "mean": pooling.mean, "flatten": pooling.flatten}
 
 
 class ConvNet(nn.Module):
@@ -21,18 +24,24 @@ class ConvNet(nn.Module):
     Attributes:
       widths: features after each convolution; each halves the grid.
       blocks: how many basic residual blocks follow.
+      pool: "none" for the grid, "mean" over its positions, or "flatten", all of them side by side, which keeps places apart.
       dtype: of the computation; parameters and batch statistics are float32.
       axis_name: mapped axis over which batch statistics are averaged, in the per-device mode; else None.
     """
 
     widths: Sequence[int] = (32, 64, 128)
     blocks: int = 1
+    pool: str = "none"
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """Features of an image. image: float [B, H, W, 3] -> [B, H / s, W / s, widths[-1]], s = 2 ** len(widths), rounded up."""
+        """Features of an image. image: float [B, H, W, 3] -> [B, H / s, W / s, widths[-1]], s = 2 ** len(widths), rounded up.
+
+        [B, D] with a pool.
+        """
+        pool = registry.choose(POOLS, self.pool, "ConvNet pool")
         norm = partial(normalise, train=train, axis_name=self.axis_name, dtype=self.dtype)
         x = image.astype(self.dtype)
         for i, width in enumerate(self.widths):
@@ -40,7 +49,7 @@ class ConvNet(nn.Module):
             x = nn.relu(norm(x, f"norm{i + 1}"))
         for i in range(self.blocks):
             x = Block(BLOCKS["basic"], self.widths[-1], 1, norm, self.dtype, name=f"block{i + 1}")(x)
-        return x
+        return pool(x)
 
 
 def make(*, variant: str | None = None, dtype: Any, axis_name: str | None = None, **fields: Any) -> ConvNet:

@@ -3,6 +3,23 @@
 import jax
 import jax.numpy as jnp
 
+GATES = {"lstm": 4, "gru": 3}
+
+
+def gates_bias(cell: str):
+    """Initialiser of the gates' bias: zeros, but 1 for the LSTM's forget gate, which then remembers from the start.
+
+    (Jozefowicz et al., 2015, section 2.2.)
+    """
+
+    def init(rng: jax.Array, shape: tuple[int], dtype=jnp.float32) -> jax.Array:
+        del rng
+        features = shape[0] // GATES[cell]
+        bias = jnp.zeros(shape, dtype)
+        return bias.at[features : 2 * features].set(1.0) if cell == "lstm" else bias
+
+    return init
+
 
 def lstm(gates: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One LSTM update (Hochreiter and Schmidhuber, 1997; with forget gate, Gers et al., 2000).

@@ -1,5 +1,6 @@
-"""The pre-norm decoder block: self-attention, attention over an image, and a two-layer network."""
+"""Transformer blocks: the encoder's, pre- or post-norm, with a stack of them; the decoder's, which also attends over an image."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,8 +8,136 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from mmgen_jax.core import registry
 from mmgen_jax.nn.attention import self_attention
 from mmgen_jax.nn.norm import LayerNorm
+
+# CLIP's quick_gelu is the sigmoid approximation of Hendrycks and Gimpel (2016), section 2; gelu_tanh is their other one.
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and MLP, each beside a shortcut. [B, T, D] -> [B, T, D].
+
+    Attributes:
+      heads: attention heads; they divide D.
+      mlp: hidden features of the MLP.
+      norm: "pre" (Xiong et al., 2020), before each branch, or "post" (Vaswani et al., 2017), after each sum.
+      activation: one of `ACTIVATIONS`.
+      epsilon: of the layer norms.
+      causal: a position looks at itself and at those before it only.
+      dropout: rate on both branches' outputs and on the MLP's hidden layer; needs the rng "dropout" in training.
+      drop_path: rate at which a branch is left out for a whole example (Huang et al., 2016); needs the same rng.
+      dtype: of the computation.
+    """
+
+    heads: int
+    mlp: int
+    norm: str = "pre"
+    activation: str = "gelu"
+    epsilon: float = 1e-6
+    causal: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, share: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
+        """x: [B, T, D]; mask: bool [1 or B, 1 or H, 1 or T, T], true where a position may look -> [B, T, D].
+
+        share: float32 [], what part of `drop_path` is this block's rate: one program for blocks of different rates. None: all.
+
+        Raises:
+          ValueError: `heads` does not divide D; unknown norm or activation.
+        """
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide width = {width}.")
+        pre = registry.choose({"pre": True, "post": False}, self.norm, "norm")
+        activation = registry.choose(ACTIVATIONS, self.activation, "activation")
+        attention_norm = LayerNorm(self.dtype, self.epsilon, name="attention_norm")
+        mlp_norm = LayerNorm(self.dtype, self.epsilon, name="mlp_norm")
+
+        def dense(features: int, name: str) -> nn.Dense:
+            init = nn.initializers.xavier_uniform()
+            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+        def drop(y: jax.Array) -> jax.Array:
+            return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+        def attend(y: jax.Array) -> jax.Array:
+            q, k, v = rearrange(dense(3 * width, "qkv")(y), "b t (n h d) -> n b t h d", n=3, h=self.heads)
+            y = self_attention(q, k, v, mask, causal=self.causal)
+            return drop(dense(width, "out")(rearrange(y, "b t h d -> b t (h d)")))
+
+        def mlp(y: jax.Array) -> jax.Array:
+            return drop(dense(width, "mlp_out")(drop(activation(dense(self.mlp, "mlp_in")(y)))))
+
+        for norm, branch in ((attention_norm, attend), (mlp_norm, mlp)):
+            if pre:
+                x = x + self._leave_out(branch(norm(x)), share, train)
+            else:
+                x = norm(x + self._leave_out(branch(x), share, train))
+        return x
+
+    def _leave_out(self, branch: jax.Array, share: jax.Array | None, train: bool) -> jax.Array:
+        """Stochastic depth: zero for some examples, scaled up for the others, so that the mean stays. [B, T, D] -> [B, T, D]."""
+        if not train or self.drop_path == 0.0:
+            return branch
+        # By hand: flax's dropout takes no rate that is an array.
+        keep = 1.0 - self.drop_path * (1.0 if share is None else share)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (len(branch), 1, 1))
+        return branch * jnp.where(kept, 1.0 / keep, 0.0).astype(branch.dtype)
+
+
+def stack(
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    depth: int,
+    train: bool,
+    drop_path: float = 0.0,
+    remat: bool = False,
+    scan: bool = False,
+    **fields: Any,
+) -> jax.Array:
+    """Run `depth` encoder blocks, to be called in a module's compact method. [B, T, D] -> [B, T, D].
+
+    Args:
+      x, mask, train: as `EncoderBlock` takes them.
+      depth: how many blocks. Their parameters become the caller's "block1" to "block<depth>".
+      drop_path: rate of the last block; it grows linearly from 0 at the first.
+      remat: keep only each block's input for the backward pass, which computes the block again.
+      scan: compile one block and loop over it; the parameters are then one "blocks", whose arrays have a leading axis [depth].
+      fields: the blocks' other fields.
+    """
+
+    def run(block: EncoderBlock, x: jax.Array, share: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+        return block(x, mask, share, train=train)
+
+    if remat:
+        # Nothing is merged across a loop's turns, so the scan can do without the barriers.
+        run = nn.remat(run, prevent_cse=not scan)
+    shares = [i / max(depth - 1, 1) for i in range(depth)]
+    if not scan:
+        for i, share in enumerate(shares):
+            x = run(EncoderBlock(**fields, drop_path=drop_path * share, name=f"block{i + 1}"), x, None, mask)
+        return x
+    loop = nn.scan(
+        lambda *args: (run(*args), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),
+        length=depth,
+    )
+    blocks = EncoderBlock(**fields, drop_path=drop_path, name="blocks")
+    return loop(blocks, x, jnp.asarray(shares, jnp.float32), mask)[0]
 
 
 class DecoderBlock(nn.Module):

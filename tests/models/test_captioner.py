@@ -10,8 +10,9 @@ from einops import rearrange
 from flax import linen as nn
 
 from mmgen_jax.core import registry
-from mmgen_jax.models import captioner
 from mmgen_jax.models.captioner import Captioner, RnnDecoder, TransformerDecoder
+from mmgen_jax.nn import convnet
+from mmgen_jax.nn.pixels import STATISTICS
 
 B, C, T, V = 2, 3, 5, 11
 P, D = 6, 8
@@ -324,7 +325,8 @@ def test_image_is_normalised_and_resampled():
     pixels = np.random.default_rng(0).integers(0, 256, (B, 16, 16, 3), np.uint8)
     model = Captioner(Mosaic(), rnn(), position=False)
     features = model.apply({}, pixels, False, method="features")
-    expected = (pixels.reshape(B, 4, 4, 4, 4, 3).mean(axis=(2, 4)) - captioner.MEAN) / captioner.STD
+    mean, std = ([255 * x for x in values] for values in STATISTICS["imagenet"])
+    expected = (pixels.reshape(B, 4, 4, 4, 4, 3).mean(axis=(2, 4)) - mean) / std
     np.testing.assert_allclose(features, expected.reshape(B, 16, 3), rtol=1e-5, atol=1e-5)
     coarse = Captioner(Mosaic(), rnn(), position=False, grid=2).apply({}, pixels, False, method="features")
     assert coarse.shape == (B, 4, 3)
@@ -332,6 +334,15 @@ def test_image_is_normalised_and_resampled():
     assert Captioner(Mosaic(), rnn(), position=False, grid=7).apply(
         {}, pixels, False, method="features"
     ).shape == (B, 49, 3)
+
+
+def test_pixels_are_the_towers_choice_and_a_pooled_tower_is_refused():
+    pixels = np.full((1, 16, 16, 3), 255, np.uint8)
+    model = Captioner(Mosaic(), rnn(), position=False, pixels="half")
+    np.testing.assert_array_equal(model.apply({}, pixels, False, method="features"), np.ones((1, 16, 3)))
+    model = Captioner(convnet.make(pool="mean", dtype=jnp.float32), rnn())
+    with pytest.raises(ValueError, match=r'not at \(1, 128\): set encoder\.pool to "none"'):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), pixels, False, method="features"))
 
 
 def test_positions_tell_places_apart():

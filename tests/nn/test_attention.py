@@ -1,5 +1,6 @@
 """Scores and weighted sums against plain numpy loops; precision; self-attention's mask."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,3 +70,37 @@ def test_self_attention(dtype):
     assert got.dtype == dtype
     tolerance = 1e-5 if dtype == jnp.float32 else 0.05
     np.testing.assert_allclose(np.float32(got), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("length", [4, 5])
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_pads_odd_lengths(length, causal):
+    """With the plain kernel in place of cuDNN's, whose lengths are even."""
+    query, key, value = f32(*rng.normal(size=(3, B, length, 2, D)))
+    seen = []
+
+    def value_and_grad(attend):
+        def total(*parts):
+            out = attend(*parts)
+            seen.append(out.shape)
+            return jnp.sum(jnp.sin(out))
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(query, key, value)
+
+    got, gradients = value_and_grad(lambda *parts: attention._flash(*parts, causal, implementation="xla"))
+    mask = jnp.tril(jnp.ones((length, length), bool))[None, None] if causal else None
+    expected, expected_gradients = value_and_grad(lambda *parts: attention.self_attention(*parts, mask))
+    assert seen[0] == seen[1]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_causal_is_a_lower_triangle():
+    query, key, value = f32(*rng.normal(size=(3, B, P, 2, D)))
+    mask = jnp.tril(jnp.ones((P, P), bool))[None, None]
+    np.testing.assert_allclose(
+        attention.self_attention(query, key, value, causal=True),
+        attention.self_attention(query, key, value, mask),
+        rtol=1e-6,
+    )

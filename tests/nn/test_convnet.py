@@ -52,8 +52,19 @@ def test_equals_numpy_and_fresh_blocks_are_the_identity():
     np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-5)
 
 
-def test_unknown_field_and_variant():
+def test_pools_keep_the_parameters():
+    image = images()
+    variables = tiny().init(jax.random.key(0), image, train=False)
+    grid = np.asarray(tiny().apply(variables, image, train=False))
+    for pool, expected in (("mean", grid.mean((1, 2))), ("flatten", grid.reshape(2, 4 * 3 * 8))):
+        got = tiny(pool=pool).apply(variables, image, train=False)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_field_variant_and_pool():
     with pytest.raises(ValueError, match='Did you mean "widths"'):
         tiny(width=(4,))
     with pytest.raises(ValueError, match="has no variants"):
         tiny(variant="resnet18")
+    with pytest.raises(ValueError, match='Unknown ConvNet pool "flat"\\. Did you mean "flatten"'):
+        tiny(pool="flat").init(jax.random.key(0), images(), train=False)

@@ -1,4 +1,6 @@
-"""Parameter counts of the published networks, equality with plain numpy, resized positions, dropout."""
+"""Parameter counts of the published networks, equality with plain numpy, pools, resized positions, dropout, scan and remat."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +8,20 @@ import numpy as np
 import pytest
 from jax.scipy.special import erf
 
-from mmgen_jax.nn import vit
+from mmgen_jax.nn import pooling, vit
 
 # Published counts of the /16 networks with a 1000-class head at 224, minus head, token and its position.
 COUNTS = {
     "vit_s": 22_050_664 - 1000 * 385 - 2 * 384,
     "vit_b": 86_567_656 - 1000 * 769 - 2 * 768,
     "vit_l": 304_326_632 - 1000 * 1025 - 2 * 1024,
+}
+# Vision towers of CLIP (published counts, without the projection into the common space) and of SigLIP.
+POOLED = {
+    "clip_vit_b32": 87_849_216 - 768 * 512,
+    "clip_vit_b16": 86_192_640 - 768 * 512,
+    "clip_vit_l14": 303_966_208 - 1024 * 768,
+    "siglip_vit_b16": 92_884_224,
 }
 TINY = {"width": 8, "depth": 2, "heads": 2, "patch": 4, "image_size": 8}
 
@@ -43,6 +52,17 @@ def test_counts_and_grid(variant):
     assert grid.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("variant", POOLED)
+def test_counts_of_pooled_variants(variant):
+    module = vit.make(variant=variant, dtype=jnp.bfloat16)
+    pooled, variables = jax.eval_shape(
+        lambda image: module.init_with_output(jax.random.key(0), image, train=False),
+        jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32),
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == POOLED[variant]
+    assert (pooled.shape, pooled.dtype) == ((2, module.width), jnp.bfloat16)
+
+
 def test_patches_are_squares_in_reading_order():
     image = np.arange(4 * 6 * 2).reshape(1, 4, 6, 2)
     cut = vit.patches(jnp.asarray(image), 2)
@@ -50,22 +70,32 @@ def test_patches_are_squares_in_reading_order():
     np.testing.assert_array_equal(cut[0, 1, 2], image[0, 2:4, 4:6].reshape(-1))
 
 
-def test_equals_numpy(variables):
+@pytest.mark.parametrize("clip", [False, True])
+def test_equals_numpy(clip):
+    """`clip`: class token, norm before the blocks, no bias on patches, its own activation and epsilon."""
     image = images()
-    params = jax.tree.map(np.float64, variables["params"])
+    module = tiny(**({**vit.CLIP, **TINY} if clip else {}))
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), image, train=False))["params"]
+    params = jax.tree.map(lambda leaf: rng.normal(scale=0.5, size=leaf.shape), shapes)
+    assert ("bias" in params["embed"]) != clip
+    epsilon = 1e-5 if clip else 1e-6
 
     def dense(x, p):
-        return x @ p["kernel"] + p["bias"]
+        return x @ p["kernel"] + p.get("bias", 0.0)
 
     def norm(x, p):
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
 
     x = dense(
         np.float64(image).reshape(2, 2, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 48),
         params["embed"],
     )
     x = x + params["position"].reshape(1, 4, 8)
+    if clip:
+        first = np.broadcast_to(params["class_token"] + params["class_position"], (2, 1, 8))
+        x = norm(np.concatenate([first, x], axis=1), params["pre_norm"])
     for name in ("block1", "block2"):
         p = params[name]
         q, k, v = np.split(dense(norm(x, p["attention_norm"]), p["qkv"]), 3, axis=-1)
@@ -75,10 +105,11 @@ def test_equals_numpy(variables):
             heads.append(weights / weights.sum(-1, keepdims=True) @ v[..., h])
         x = x + dense(np.concatenate(heads, -1), p["out"])
         y = dense(norm(x, p["mlp_norm"]), p["mlp_in"])
-        y = y * (1 + np.asarray(erf(np.float32(y / np.sqrt(2))))) / 2
+        y = y / (1 + np.exp(-1.702 * y)) if clip else y * (1 + np.asarray(erf(np.float32(y / 2**0.5)))) / 2
         x = x + dense(y, p["mlp_out"])
-    got = tiny().apply(variables, image, train=False)
-    np.testing.assert_allclose(got.reshape(2, 4, 8), norm(x, params["norm"]), rtol=1e-5, atol=1e-5)
+    x = norm(x, params["norm"])
+    got = module.apply({"params": jax.tree.map(jnp.float32, params)}, image, train=False)
+    np.testing.assert_allclose(got, x[:, 0] if clip else x.reshape(2, 2, 2, 8), rtol=1e-5, atol=1e-5)
 
 
 def test_other_resolution_resizes_positions(variables):
@@ -98,14 +129,64 @@ def test_dropout_only_in_training(variables):
     assert not jnp.array_equal(module.apply(variables, image, train=True, rngs=noise), plain)
 
 
-def test_stochastic_depth_drops_whole_examples():
-    block = vit.Block(heads=2, mlp=8, dropout=0.0, drop_path=0.5, dtype=jnp.float32)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3, 4)), jnp.float32)
-    variables = block.init(jax.random.key(0), x, train=False)
-    y = block.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)})
-    unchanged = np.asarray(jnp.all(x == y, axis=-1))  # both branches left out
-    assert np.all(unchanged.all(1) == unchanged.any(1))
-    assert 5 < unchanged.all(1).sum() < 30  # of 64; 16 expected
+def test_scanned_blocks_are_the_stacked_ones(variables):
+    params = dict(variables["params"])
+    blocks = [params.pop(name) for name in ("block1", "block2")]
+    params["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    module, image = tiny(scan=True), images()
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), image, train=False))["params"]
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+    scanned = module.apply({"params": params}, image, train=False)
+    plain = tiny().apply(variables, image, train=False)
+    np.testing.assert_allclose(scanned, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_recomputation_changes_nothing(variables, same):
+    def gradient(remat):
+        def loss(variables):
+            return jnp.mean(jnp.sin(tiny(remat=remat).apply(variables, images(), train=True)))
+
+        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(variables))) == remat
+        return jax.jit(jax.grad(loss))(variables)
+
+    same(gradient(True), gradient(False), rtol=1e-4, atol=1e-6)
+
+
+def test_class_token_takes_part_and_is_left_out_of_the_grid(variables):
+    """Without blocks the tokens do not meet; with them the grid feels the class token."""
+    image = images()
+    rng = np.random.default_rng(2)
+    extra = {name: jnp.float32(rng.normal(size=8)) for name in ("class_token", "class_position")}
+    with_token = {"params": {**variables["params"], **extra}}
+
+    def run(depth, **fields):
+        return tiny(depth=depth, class_token=True, **fields).apply(with_token, image, train=False)
+
+    np.testing.assert_array_equal(run(0), tiny(depth=0).apply(variables, image, train=False))
+    grid = run(2)
+    assert grid.shape == (2, 2, 2, 8)
+    assert np.abs(grid - tiny().apply(variables, image, train=False)).max() > 1e-3
+    np.testing.assert_allclose(run(2, pool="mean"), np.asarray(grid).mean((1, 2)), rtol=1e-5, atol=1e-6)
+    # The token's own position is not resized with the grid's.
+    token = run(0, pool="class")
+    finer = tiny(depth=0, class_token=True, pool="class").apply(with_token, images(2, 16, 12), train=False)
+    np.testing.assert_array_equal(token, finer)
+    np.testing.assert_allclose(token[0], token[1])
+
+
+def test_map_pool_sees_the_grid():
+    module, image = tiny(pool="map"), images()
+    variables = module.init(jax.random.key(0), image, train=False)
+    assert set(variables["params"]["pool"]) == {
+        *("probe", "query", "key", "value", "out"),
+        *("norm", "mlp_in", "mlp_out"),
+    }
+    pool = pooling.MapPool(heads=2, mlp=32, activation="gelu", epsilon=1e-6, dtype=jnp.float32)
+    params = dict(variables["params"])
+    expected = pool.apply(
+        {"params": params.pop("pool")}, tiny().apply({"params": params}, image, train=False)
+    )
+    np.testing.assert_allclose(module.apply(variables, image, train=False), expected, rtol=1e-6)
 
 
 def test_errors():
@@ -117,3 +198,10 @@ def test_errors():
         vit.make(variant="vitb", dtype=jnp.float32)
     with pytest.raises(ValueError, match=r'Unknown key \"depht\" in vit\. Did you mean "depth"'):
         vit.make(variant="vit_s", dtype=jnp.float32, depht=3)
+    for fields, message in (
+        ({"pool": "clas"}, 'Unknown ViT pool "clas". Did you mean "class"'),
+        ({"pool": "class"}, "needs class_token = True"),
+        ({"activation": "gelo"}, 'Did you mean "gelu"'),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            tiny(**fields).init(jax.random.key(0), images(), train=False)

@@ -1,0 +1,30 @@
+"""Bytes of an image to a tower's input, by the statistics of the pictures that the tower was trained with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmgen_jax.core import registry
+
+# (mean, standard deviation) of red, green and blue, where black is 0 and white is 1.
+STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def normalise(image: jax.Array, name: str, dtype: Any) -> jax.Array:
+    """Channels of about zero mean and unit variance. image: uint8 [B, H, W, 3] -> dtype [B, H, W, 3].
+
+    Run on the device: bytes are a quarter of floats to send.
+
+    Raises:
+      ValueError: `name` is not in STATISTICS; the message names the nearest one.
+    """
+    mean, std = (
+        jnp.asarray([255 * x for x in values], jnp.float32)[None, None, None, :]
+        for values in registry.choose(STATISTICS, name, "statistics of pixels")
+    )
+    return ((image.astype(jnp.float32) - mean) / std).astype(dtype)
