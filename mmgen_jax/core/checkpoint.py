@@ -7,10 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mmgen_jax.core.optimizer import path_name
 from mmgen_jax.core.state import State
+
+REMEDY = "Delete it to go on from an older one."
 
 
 class CheckpointError(ValueError):
@@ -46,8 +49,8 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits * (place * jnp.uint32(2) + jnp.uint32(1)), dtype=jnp.uint32)
 
 
-def _checksums(tree: Any) -> dict[str, int]:
-    """{path: checksum} of every array; Orbax does not notice a bit that a disk has flipped."""
+def checksums(tree: Any) -> dict[str, int]:
+    """{path: checksum} of every array: a flipped bit, which Orbax does not notice, and other weights show in it."""
     sums = jax.device_get(jax.tree.map(_checksum, tree))
     return {path_name(path): int(value) for path, value in jax.tree_util.tree_leaves_with_path(sums)}
 
@@ -85,7 +88,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         tree = _keys_to_data(_as_dict(state))
-        facts = {**self.facts, "checksums": _checksums(tree)}
+        facts = {**self.facts, "checksums": checksums(tree)}
         self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), facts=ocp.args.JsonSave(facts))
         )
@@ -123,6 +126,20 @@ class Checkpointer:
         tree = self._read(tree, places, step)
         return {**tree["params"], **tree["ema"]}, tree["variables"], step
 
+    def restore_arrays(self, step: int | None = None) -> tuple[dict, dict, int, dict]:
+        """Read what evaluation needs of any run's state, without knowing its shapes.
+
+        Returns:
+          (params or their average, variables, step, the facts written beside them), as numpy arrays.
+        """
+        step = self._step(step)
+        facts, metadata = self._open(step)
+        tree = {name: metadata.get(name) or {} for name in ("params", "variables", "ema")}
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        tree = self._restore(step, target, restore_args, facts)
+        return {**tree["params"], **tree["ema"]}, tree["variables"], step, facts
+
     def _step(self, step: int | None) -> int:
         step = self.latest if step is None else step
         if step is None or step not in self._manager.all_steps():
@@ -132,8 +149,14 @@ class Checkpointer:
 
     def _read(self, abstract: Any, shardings: Any, step: int | None) -> Any:
         step = self._step(step)
+        facts, metadata = self._open(step)
+        self._compare(metadata, abstract, self.directory / str(step))
+        target = jax.tree.map(_abstract_data, abstract, shardings)
+        return self._restore(step, target, ocp.checkpoint_utils.construct_restore_args(target), facts)
+
+    def _open(self, step: int) -> tuple[dict, Any]:
+        """A checkpoint's facts, which must agree with ours, and the description of its arrays."""
         where = self.directory / str(step)
-        remedy = "Delete it to go on from an older one."
         # Damage shows as whatever the storage layers below happen to raise.
         try:
             facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))[
@@ -144,30 +167,28 @@ class Checkpointer:
             if not metadata:
                 raise FileNotFoundError("the list of its arrays is missing")
         except Exception as error:
-            raise CheckpointError(f"{where} cannot be read ({_brief(error)}). {remedy}") from error
+            raise CheckpointError(f"{where} cannot be read ({_brief(error)}). {REMEDY}") from error
         for name, value in self.facts.items():
             if facts.get(name) != value:
                 raise CheckpointError(
                     f"{where} was written with another {name} ({facts.get(name)}; this run has {value}). "
                     f"Restore the workdir's {name} file that belongs to it, or start a new workdir."
                 )
-        self._compare(metadata, abstract, where)
-        target = jax.tree.map(_abstract_data, abstract, shardings)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        return facts, metadata
+
+    def _restore(self, step: int, target: Any, restore_args: Any, facts: Mapping[str, Any]) -> Any:
+        """Read the arrays of `target` and see that their numbers are those that were written."""
+        where = self.directory / str(step)
+        args = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
-                ),
-            )["state"]
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:
-            raise CheckpointError(f"{where} is damaged ({_brief(error)}). {remedy}") from error
+            raise CheckpointError(f"{where} is damaged ({_brief(error)}). {REMEDY}") from error
         written = facts.get("checksums", {})
-        for name, value in _checksums(restored).items():
+        for name, value in checksums(restored).items():
             if written.get(name, value) != value:
                 raise CheckpointError(
-                    f"{where} is damaged (the numbers of {name} have changed on disk). {remedy}"
+                    f"{where} is damaged (the numbers of {name} have changed on disk). {REMEDY}"
                 )
         return restored
 

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,16 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
             )
         values[key] = value
     return ml_collections.ConfigDict(values)
+
+
+def sibling(path: str, name: str) -> Callable[[str], ml_collections.ConfigDict]:
+    """`get_config` of the config file `name` beside `path`, for a config that differs from it in a few values.
+
+    Args:
+      path: the calling file's `__file__`.
+      name: "clip_vit_b32"; configs/ is no package, so that a file can be run from anywhere.
+    """
+    return runpy.run_path(str(Path(path).with_name(f"{name}.py")))["get_config"]
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -49,14 +49,28 @@ def _inverse_sqrt(step, steps):
     return jax.lax.rsqrt(1.0 + step)
 
 
-SCHEDULES = {"constant": _constant, "cosine": _cosine, "inverse_sqrt": _inverse_sqrt}
+def _linear(step, steps):
+    return 1.0 - jax.numpy.clip(step / steps, 0.0, 1.0)
+
+
+def _drop(step, steps):
+    return jax.numpy.where(step < 0.5 * steps, 1.0, 0.1)
+
+
+SCHEDULES = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _linear,
+    "drop": _drop,
+    "inverse_sqrt": _inverse_sqrt,
+}
 
 
 def make_schedule(name: str, peak: float, warmup: int, steps: int, final: float = 0.0) -> Schedule:
     """Linear warm-up from 0 to `peak` over `warmup` steps, then `name`.
 
-    "constant" stays; "cosine" falls to `final * peak` at `steps` (Loshchilov and Hutter, 2017); "inverse_sqrt" falls
-    as sqrt(w / (w + t)), t steps after the warm-up of w steps (Vaswani et al., 2017), and not below `final * peak`.
+    "constant" stays; "cosine" (Loshchilov and Hutter, 2017) and "linear" fall to `final * peak` at `steps`; "drop" falls to a
+    tenth half-way; "inverse_sqrt" falls as sqrt(w / (w + t)), t steps after the warm-up of w steps (Vaswani et al., 2017), and not below `final * peak`.
     """
     decay = registry.choose(SCHEDULES, name, "schedule")
     scale = max(warmup, 1)

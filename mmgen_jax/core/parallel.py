@@ -1,5 +1,6 @@
 """One training step, two modes: a compiler that cuts the program (jit), or a program a device (pmap)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,27 @@ def gather(x: jax.Array, axis: str | None) -> jax.Array:
 def device_key(rng: jax.Array, axis: str | None) -> jax.Array:
     """A key that differs between the devices of `axis`, so that dropout does too."""
     return rng if axis is None else jax.random.fold_in(rng, jax.lax.axis_index(axis))
+
+
+def by_rows(fn: Callable, layout: Layout) -> Callable:
+    """`fn(rows, shared, axis) -> rows`, called with each device's own rows, where a function must say itself what travels.
+
+    rows: a tree of arrays [N, ...], of which each device sees its [B, ...]; shared: a tree that all see whole. `axis` names the
+    devices for collectives: None (there is one), "data", or in jit mode ("data", "fsdp"). In pmap mode the caller sees one device's
+    rows already.
+    """
+    if layout.mode == "pmap":
+        return functools.partial(fn, axis=DATA_AXIS)
+    if layout.cuts == 1:
+        return functools.partial(fn, axis=None)
+    axes = ("data", "fsdp")
+    return jax.shard_map(
+        functools.partial(fn, axis=axes),
+        mesh=layout.mesh,
+        in_specs=(P(axes), P()),
+        out_specs=P(axes),
+        check_vma=False,
+    )
 
 
 def compile_step(fn: Callable, layout: Layout, state_shardings: Any) -> Any:

@@ -31,6 +31,20 @@ def lookup(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"mmgen_jax.{package}.{name}")
 
 
+def build(package: str, spec: Mapping[str, Any], **more: Any) -> Any:
+    """What a config's {"name": ..., fields} describes: `make(**fields, **more)` of the file of that name.
+
+    Raises:
+      ValueError: no name, or no such file; the message names the nearest one.
+    """
+    spec = dict(spec)
+    if "name" not in spec:
+        raise ValueError(
+            f'A part from {package}/ needs a "name"; here are only: {", ".join(spec) or "no keys"}.'
+        )
+    return lookup(package, spec.pop("name")).make(**spec, **more)
+
+
 def choose(options: Mapping[str, Any], name: str, what: str) -> Any:
     """`options[name]`; an unknown name is a ValueError that says what was chosen and names the nearest option."""
     if name not in options:

@@ -132,6 +132,7 @@ def loader(
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
 
 
-def stack(examples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Examples as one batch, for a handful that need no loader."""
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+def stack(examples: Sequence[Mapping[str, Any]], size: int = 0) -> Batch:
+    """Examples as one batch, for a handful that need no loader; repeated up to `size`, so that a batch's shape never changes."""
+    rows = [examples[i % len(examples)] for i in range(max(size, len(examples)))]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

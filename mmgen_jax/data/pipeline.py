@@ -1,5 +1,7 @@
 """Pipeline: everything a config's `data` section says, ready to use: source, tokenizer, transforms, loaders."""
 
+import functools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from mmgen_jax.data import sources, text, transforms
 from mmgen_jax.data.loader import Batch, Examples, loader, stack
 from mmgen_jax.data.quarantine import Quarantine
 
+SHAPES = "example.json"
+
 
 class Pipeline:
-    """The training data of a run, and the loaders of its evaluations.
+    """The training data of a run, and the loaders of its evaluations. The data is opened when it is first asked for.
 
     Args:
       source: which data set, see data/sources.py.
@@ -24,6 +28,7 @@ class Pipeline:
       workdir: its tokenizer.json is read where there is one, and it gets quarantine.jsonl; None has neither.
       seed: of order and augmentation.
       process: (index, count).
+      finished: the run is over: what `save_shapes` and the tokenizer kept in the workdir does instead of the training data.
     """
 
     def __init__(
@@ -39,13 +44,19 @@ class Pipeline:
         workdir: Path | None = None,
         seed: int = 0,
         process: tuple[int, int] = (0, 1),
+        finished: bool = False,
     ):
         self.batch_size, self.seed, self.process, self.workdir = batch_size, seed, process, workdir
         self._shuffle, self._threads, self._max_broken = shuffle, threads, max_broken
-        self.source = sources.make(source)
+        self._spec, self._finished = dict(source), finished
         self.tokenizer = self._tokenizer(dict(tokenizer))
         self.context = {"tokenizer": self.tokenizer}
         self._transforms = self.parse(transforms)
+
+    @functools.cached_property
+    def source(self) -> sources.Source:
+        """The training examples."""
+        return sources.make(self._spec)
 
     def _tokenizer(self, spec: dict[str, Any]) -> Any:
         """Read the workdir's tokenizer; without one, train it on the captions. Every process trains the same one."""
@@ -84,7 +95,23 @@ class Pipeline:
         )
 
     def example_batch(self) -> Batch:
-        """A batch of this process's shape from the source's first good examples, to initialise and compile with."""
-        examples = Examples(self.source, self._transforms)
-        one = {**examples.empty, "index": np.int32(0)}
-        return stack([one] * (self.batch_size // self.process[1]))
+        """A batch of this process's shape, all zeros, to initialise and compile with."""
+        return stack([self._example], self.batch_size // self.process[1])
+
+    def save_shapes(self, path: Path) -> None:
+        """Write the names, shapes and types of a training example, with which a finished run can do without its data."""
+        shapes = {name: [np.shape(value), str(value.dtype)] for name, value in self._example.items()}
+        path.write_text(json.dumps(shapes) + "\n", encoding="utf-8")
+
+    @functools.cached_property
+    def _example(self) -> dict[str, Any]:
+        path = self.workdir / SHAPES if self.workdir else None
+        if not (self._finished and path and path.exists()):
+            return {**Examples(self.source, self._transforms).empty, "index": np.int32(0)}
+        try:
+            shapes = json.loads(path.read_text(encoding="utf-8"))
+            return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not whole ({error}). Delete it: the training data then says what it said."
+            ) from error

@@ -10,7 +10,8 @@ import math
 import operator
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -267,6 +268,11 @@ def _split_caption(caption: str) -> tuple[str, list[re.Match]] | None:
     return frame, phrases
 
 
+def _described(phrase: re.Match) -> tuple[str | None, str | None, str]:
+    """A phrase's size, colour and shape."""
+    return _SIZE.get(phrase[1]), phrase[2], _SHAPE[phrase[3]]
+
+
 def parse(caption: str) -> Claim | None:
     """What the caption says, of whatever scene; None if the grammar cannot say it."""
     parts = _split_caption(caption)
@@ -275,7 +281,7 @@ def parse(caption: str) -> Claim | None:
     frame, phrases = parts
     said = dict(_meanings()[frame])
     place = said.pop("AT", None)
-    return Claim([(_SIZE.get(p[1]), p[2], _SHAPE[p[3]]) for p in phrases], said, place)
+    return Claim(list(map(_described, phrases)), said, place)
 
 
 def is_true(caption: str, scene: Scene) -> bool:
@@ -302,14 +308,39 @@ def log_prob(caption: str, scene: Scene) -> float:
     if parts is None:
         return -math.inf
     frame, found = parts
-    frames, phrases = _tables(scene.objects)
-    total = 0.0
-    for order in itertools.permutations(range(len(scene.objects)), len(found)):
-        p = frames.probability.get((frame, order), 0.0)
-        for k, phrase in zip(order, found, strict=True):
-            p *= phrases[k].probability.get(phrase[0], 0.0)
-        total += p
+    total = _probability(frame, [phrase[0] for phrase in found], scene.objects)
     return math.log(total) if total else -math.inf
+
+
+def _probability(frame: str, said: list[str], objects: tuple[Object, ...]) -> float:
+    """Probability of a caption, given as its frame and phrases."""
+    frames, phrases = _tables(objects)
+    total = 0.0
+    for order in itertools.permutations(range(len(objects)), len(said)):
+        p = frames.probability.get((frame, order), 0.0)
+        for k, phrase in zip(order, said, strict=True):
+            p *= phrases[k].probability.get(phrase, 0.0)
+        total += p
+    return total
+
+
+def _likelihoods(captions: Iterable[str], scenes: Sequence[Scene]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each caption the scenes that can have it, as their positions, and its probability given each."""
+    fits: dict[tuple, np.ndarray] = {}  # which scenes have an object of this description
+    for i, scene in enumerate(scenes):
+        for o in scene.objects:
+            for key in itertools.product((None, o.size), (None, o.colour), (o.shape,)):
+                fits.setdefault(key, np.zeros(len(scenes), bool))[i] = True
+    nowhere = np.zeros(len(scenes), bool)
+    for caption in captions:
+        frame, found = _split_caption(caption)
+        # Most scenes lack one of the objects, which is quickly seen.
+        some = np.flatnonzero(
+            np.logical_and.reduce([fits.get(_described(phrase), nowhere) for phrase in found])
+        )
+        said = [phrase[0] for phrase in found]
+        p = np.array([_probability(frame, said, scenes[i].objects) for i in some])
+        yield some[p > 0], p[p > 0]
 
 
 VOCABULARY = sorted(
@@ -491,12 +522,18 @@ def _hashed_split(numbers: Iterable[int]) -> str:
     return {0: "val", 1: "test"}.get(next(_draws(*numbers)) % 10, "train")
 
 
+def _class(scene: Scene) -> int:
+    """The class of a scene of one object: its colour and shape, as a number in the order COLOURS x SHAPES."""
+    (o,) = scene.objects
+    return list(COLOURS).index(o.colour) * len(SHAPES) + SHAPES.index(o.shape)
+
+
 class Scenes:
     """Random access to drawn scenes with captions.
 
     An example is {"image": uint8 [size, size, 3], "captions": [5 strings], "name": "scenes/train/17"}. It
     depends on these arguments and the index only. No two splits share a set of objects, whatever the seed
-    (see `split_of`).
+    (see `split_of`). With max_objects=1 scenes have classes, "red circle" and so on, and examples a "label".
 
     Args:
       split: "train", "val", "test", or "compositional": each scene has a pair of HELD_OUT, the others none.
@@ -526,17 +563,20 @@ class Scenes:
             raise ValueError(f"noise is {noise}: a standard deviation cannot be negative.")
         self.split, self.seed, self.size, self.noise, self.max_objects = split, seed, size, noise, max_objects
         self.length = LENGTHS[split] if length is None else length
+        if max_objects == 1:
+            self.classes = [f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scene, draws = self._start(index)
-        return {
+        example = {
             "image": render(scene, self.size, self.noise),
             "captions": [_say(scene.objects, draws) for _ in range(CAPTIONS)],
             "name": f"scenes/{self.split}/{index}",
         }
+        return example if self.max_objects > 1 else {**example, "label": np.int32(_class(scene))}
 
     def captions(self, index: int) -> list[str]:
         """The five captions of `self[index]`, without drawing it."""
@@ -546,6 +586,10 @@ class Scenes:
     def scene(self, index: int) -> Scene:
         """The scene of `self[index]`."""
         return self._start(index)[0]
+
+    def label(self, index: int) -> int:
+        """The class of a scene, as a position in `classes`, without drawing it; only with max_objects=1."""
+        return _class(self.scene(index))
 
     def log_prob(self, index: int, caption: str) -> float:
         """See `log_prob` of this module."""
@@ -558,6 +602,46 @@ class Scenes:
     def entropy(self, index: int) -> tuple[float, float]:
         """See `entropy` of this module."""
         return entropy(self.scene(index))
+
+    def retrieval_ceiling(self, n: int = 1000, captions: int = 1) -> dict[str, float]:
+        """Recall at 1 of the best possible retriever: the first n scenes, each with its first `captions` captions.
+
+        The best retriever knows the grammar and what is to be seen in each image, but judges each answer by itself
+        (it does not assign all captions at once), and knows of a caption only that it was said of one of the
+        images, each as likely. So a caption c was said of scene s with p(s | c) = p(c | s) / sum over s' of p(c | s').
+
+        A caption asks for the scene of the largest p(c | s). Where m scenes share it, as images are never quite
+        equal, the answer is one of them: right with 1 / m if the true one is among them. An image asks for the
+        string that will most likely be a hit. Texts that are equal have equal scores and ties count against the
+        query, so that a string which the gallery holds k times is a hit when all k were said of this image: with
+        p(s | c)^k. The hit is then counted as the captions really are; of equally good strings it is the mean.
+
+        Given the captions at hand a model may be luckier than this, but not on average. A pair's score in a dual
+        encoder cannot depend on the gallery's other images as p(s | c) does: at best it is p(c | s) / p(c) over all
+        scenes. That changes nothing for captions that ask, and costs images that ask one to three points (n=1000).
+
+        Returns:
+          t2i_r1, i2t_r1: between 0 and 1, of captions that ask for their image and of images that ask for a caption.
+        """
+        scenes = [self.scene(i) for i in range(n)]
+        owners: dict[str, list[int]] = defaultdict(list)
+        for i in range(n):
+            for caption in self.captions(i)[:captions]:
+                owners[caption].append(i)
+        right = 0.0
+        best = np.full(n, -1.0)
+        hits: list[list[bool]] = [[] for _ in range(n)]  # of the strings that share a scene's best score
+        for own, (some, p) in zip(owners.values(), _likelihoods(owners, scenes), strict=True):
+            # Equal probabilities may differ by rounding.
+            top = some[p > p.max() * (1 - 1e-9)]
+            right += sum(i in top for i in own) / len(top)
+            for i, score in zip(some.tolist(), (p / p.sum()) ** len(own), strict=True):
+                if score > best[i] * (1 + 1e-9):
+                    best[i], hits[i] = score, []
+                if score > best[i] * (1 - 1e-9):
+                    hits[i].append(own == [i] * len(own))
+        texts = sum(map(len, owners.values()))
+        return {"t2i_r1": right / texts, "i2t_r1": float(np.mean([np.mean(hit) for hit in hits]))}
 
     def _start(self, index: int) -> tuple[Scene, Iterator[int]]:
         """The scene, and the stream that its captions are drawn from."""

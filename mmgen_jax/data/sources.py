@@ -3,9 +3,12 @@
 A config says `source = {"name": "jsonl", "path": ..., "split": "train"}`; `make` calls that function.
 """
 
+import glob
 import gzip
 import json
+import re
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -54,6 +57,27 @@ class Pairs:
     def name(self, index: int) -> str:
         """What messages call the image, without reading it."""
         return self._names[index]
+
+
+class Labelled(Pairs):
+    """Pairs that each belong to a class; an example has "label" too, int32.
+
+    Args:
+      images, captions, names: see `Pairs`.
+      labels: the class of each image, as its position in `classes`.
+      classes: the names of the classes.
+    """
+
+    def __init__(self, images, captions, names, labels: Sequence[int], classes: Sequence[str]):
+        super().__init__(images, captions, names)
+        self._labels, self.classes = np.asarray(labels, np.int32), list(classes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**super().__getitem__(index), "label": self._labels[index]}
+
+    def label(self, index: int) -> int:
+        """The class of an image, without reading it."""
+        return int(self._labels[index])
 
 
 def make(spec: Mapping) -> Source:
@@ -139,6 +163,7 @@ def parquet(
     captions: str = "captions",
     image_name: str | None = "name",
     split_column: str = "split",
+    label: str | None = None,
     on_missing: str = "error",
 ) -> Source:
     """A Parquet file, or a folder of them, with the encoded image in each row; the bytes stay in memory.
@@ -150,7 +175,8 @@ def parquet(
       captions: column of lists of strings, or of strings.
       image_name: column of names for messages; rows are numbered where it does not exist.
       split_column: column of the split.
-      on_missing: what a row without image or without captions gets: "error" or "skip".
+      label: column of the class, strings or whole numbers; its sorted values, over all splits, are the classes.
+      on_missing: what a row without image, captions or label gets: "error" or "skip".
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -162,7 +188,8 @@ def parquet(
         raise FileNotFoundError(f"The folder {file} holds no *.parquet file.")
     try:
         schema = pq.ParquetDataset(parts).schema
-        needed = [image, captions] + ([split_column] if split is not None else [])
+        labelled = [label] if label is not None else []
+        needed = [image, captions, *labelled] + ([split_column] if split is not None else [])
         for column in needed:
             if column not in schema.names:
                 raise ValueError(f'{file} has no column "{column}".{registry.nearest(column, schema.names)}')
@@ -172,7 +199,9 @@ def parquet(
             _check_split(file, split, found.unique().to_pylist())
             rows = pc.field(split_column) == split
         named = [image_name] if image_name in schema.names else []
-        table = pq.read_table(parts, columns=list(dict.fromkeys([image, captions, *named])), filters=rows)
+        columns = list(dict.fromkeys([image, captions, *named, *labelled]))
+        table = pq.read_table(parts, columns=columns, filters=rows)
+        values = pq.read_table(parts, columns=labelled)  # of all splits, so that they agree on the classes
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
             f"{file} is no whole Parquet file ({error}). If it was cut while copying, copy it again."
@@ -184,6 +213,8 @@ def parquet(
         raise ValueError(f'{file}: the column "{image}" holds {data.type}, not the bytes of images.')
     texts = _strings(table.column(captions), file)
     names = _strings(table.column(image_name), file) if named else [f"row {i}" for i in range(len(texts))]
+    classes = _classes(values.column(label).unique(), file, label) if labelled else {}
+    labels = _strings(table.column(label), file) if labelled else [None] * len(texts)
     problems = _Problems(file, on_missing)
     empty = set(np.flatnonzero(data.is_null().to_numpy()).tolist())
     kept, kept_captions = [], []
@@ -191,12 +222,18 @@ def parquet(
         if i in empty:
             problems.add("captions without image", f"row {i} ({name})")
             continue
+        if labelled and labels[i] is None:
+            problems.add("image without label", f"row {i} ({name})")
+            continue
         checked = problems.captions(text, f"row {i} ({name})")
         if checked:
             kept.append(i)
             kept_captions.append(checked)
     problems.report()
-    return Pairs(_Column(data, kept), kept_captions, [str(names[i]) for i in kept])
+    pairs = _Column(data, kept), kept_captions, [str(names[i]) for i in kept]
+    if not labelled:
+        return Pairs(*pairs)
+    return Labelled(*pairs, [classes[labels[i]] for i in kept], list(map(str, classes)))
 
 
 def folder(*, path: str, split: str | None = None, on_missing: str = "error") -> Source:
@@ -236,6 +273,39 @@ def folder(*, path: str, split: str | None = None, on_missing: str = "error") ->
     if not paths:
         raise ValueError(f"{root} holds no image with a .txt beside it ({', '.join(IMAGE_SUFFIXES)}).")
     return _pairs(root, paths, captions, root)
+
+
+def webdataset(*, path: str, captions_key: str = "caption", on_missing: str = "error") -> Source:
+    """Tar files of image-text pairs as WebDataset has them: 17.jpg with 17.txt, or with 17.json, in any order.
+
+    At the start the headers and texts of all files are read. The captions stay in memory, images are read when
+    they are asked for, at their place in the tar.
+
+    Args:
+      path: a tar file, a folder of *.tar, or a pattern: "pairs/{000..331}.tar", "pairs/*.tar". Not compressed:
+        what is in a .tar.gz cannot be read in any order.
+      captions_key: field of the .json, a string or a list, for pairs without .txt (which has one caption a line).
+      on_missing: what an image without caption, or a caption without image, gets: "error" or "skip".
+    """
+    files = _tar_files(path)
+    problems = _Problems(Path(path), on_missing)
+    places, captions, names = [], [], []
+    for number, file in enumerate(files):
+        for key, parts in _tar_parts(file, problems).items():
+            name = f"{file.name}/{key}"
+            image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
+            if image is None:
+                problems.add("captions without image", name)
+                continue
+            texts = problems.captions(_tar_captions(parts, captions_key, f"{file}, {key}"), name)
+            if texts:
+                places.append((number, *image))
+                captions.append(texts)
+                names.append(name)
+    problems.report(f'In a .json the field captions_key="{captions_key}" is read.')
+    if not places:
+        raise ValueError(f"{path} holds no image with a .txt or .json of the same name.")
+    return Pairs(_Members(files, np.array(places, np.int64)), captions, names)
 
 
 def coco(*, captions: str, images: str, on_missing: str = "error") -> Source:
@@ -364,7 +434,7 @@ def idx(
         )
     texts = [[template.format(name=name) for template in templates] for name in classes]
     names = [f"{Path(images).name}[{i}]" for i in range(len(pixels))]
-    return Pairs(_Grey(pixels), [texts[kind] for kind in kinds], names)
+    return Labelled(_Grey(pixels), [texts[kind] for kind in kinds], names, kinds, classes)
 
 
 def tfds(
@@ -399,7 +469,7 @@ def scenes(**kwargs: Any) -> Source:
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
-    f.__name__: f for f in (jsonl, parquet, folder, coco, karpathy, flickr8k, idx, tfds, scenes)
+    f.__name__: f for f in (jsonl, parquet, folder, webdataset, coco, karpathy, flickr8k, idx, tfds, scenes)
 }
 
 
@@ -481,6 +551,104 @@ class _Files:
         return read_bytes(self._root / self._paths[index])
 
 
+class _Members:
+    """Parts of files, read when they are asked for. places: int64 [N, 3], the file's number, offset and size."""
+
+    def __init__(self, files: Sequence[Path], places: np.ndarray):
+        self._files, self._places = files, places
+
+    def __getitem__(self, index: int) -> bytes:
+        number, offset, size = self._places[index].tolist()
+        with self._files[number].open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def _tar_files(path: str) -> list[Path]:
+    """The tar files that a path, a folder or a pattern means, in order."""
+    what = "a tar file of image-text pairs, a folder of them, or a pattern such as pairs/{000..331}.tar"
+    files = []
+    for one in [path] if Path(path).expanduser().exists() else _braces(path):
+        found = Path(one).expanduser()
+        if re.search(r"[*?[]", one) and not found.exists():
+            matches = sorted(map(Path, glob.glob(str(found))))
+            if not matches:
+                raise FileNotFoundError(
+                    f"No file matches {one} (seen from {Path.cwd()}). Expected there: {what}."
+                )
+            files += matches
+        elif _need(one, what).is_dir():
+            matches = sorted(found.glob("*.tar"))
+            if not matches:
+                raise FileNotFoundError(
+                    f"The folder {found} holds no *.tar file (compressed ones do not count)."
+                )
+            files += matches
+        else:
+            files.append(found)
+    return files
+
+
+def _braces(pattern: str) -> list[str]:
+    """As the shell does it: x{08..10} -> x08, x09, x10; x{a,b} -> xa, xb."""
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if not braces:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+    options = braces[1].split(",")
+    if span:
+        options = [str(k).zfill(len(span[1])) for k in range(int(span[1]), int(span[2]) + 1)]
+    start, end = pattern[: braces.start()], pattern[braces.end() :]
+    return [one for option in options for one in _braces(start + option + end)]
+
+
+def _tar_parts(file: Path, problems: "_Problems") -> dict[str, dict[str, Any]]:
+    """{key: {suffix: (offset, size) of an image, or the bytes of a text}}, in the order of the tar."""
+    parts: dict[str, dict[str, Any]] = {}
+    length = file.stat().st_size
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                if member.offset_data + member.size > length:
+                    raise ValueError(
+                        f"{file} is cut: {member.name} begins at byte {member.offset_data} and has {member.size} "
+                        f"bytes, the file ends at byte {length}. Copy it again."
+                    )
+                folder, slash, base = member.name.rpartition("/")
+                stem, dot, suffix = base.partition(".")
+                suffix = dot + suffix.lower()
+                image = suffix in IMAGE_SUFFIXES
+                if not (member.isfile() and stem and (image or suffix in (".txt", ".json"))):
+                    continue
+                own = parts.setdefault(folder + slash + stem, {})
+                if suffix in own:
+                    problems.add("file written twice", f"{file.name}/{member.name}")
+                own[suffix] = (member.offset_data, member.size) if image else tar.extractfile(member).read()
+            # tarfile takes anything that is no header for the end; the true end is a block of zeros.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError(
+                    f"{file} is cut or damaged: at byte {tar.offset} of {length} is neither a file nor the end "
+                    "mark of a tar. Copy it again."
+                )
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{file} is no plain tar file ({error}). If it is compressed (.tar.gz), unpack it with gunzip; if it "
+            "was cut while copying, copy it again."
+        ) from None
+    return parts
+
+
+def _tar_captions(parts: Mapping[str, Any], key: str, where: str) -> Any:
+    """The lines of the .txt, or else the field of the .json, or None."""
+    if ".txt" in parts:
+        return [line for _, line in _split_lines(parts[".txt"], f"{where}.txt")]
+    try:
+        return json.loads(parts.get(".json", b"{}")).get(key)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{where}.json is no JSON object ({error}). Repair it, or leave it out.") from None
+
+
 class _Column:
     """Chosen rows of an Arrow column of bytes."""
 
@@ -504,6 +672,19 @@ def _strings(column, file: Path) -> list:
                     f"{file}, row {row}: not UTF-8 ({error.object[:40]!r}). Write the column again as UTF-8."
                 ) from None
         raise
+
+
+def _classes(values, file: Path, column: str) -> dict[str | int, int]:
+    """The values of an Arrow column of labels, sorted -> {value: its place}."""
+    import pyarrow as pa
+
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(
+            f'{file}: the column "{column}" holds {kind}, not labels (strings or whole numbers).'
+        )
+    found = sorted(value for value in _strings(values, file) if value is not None)
+    return {value: k for k, value in enumerate(found)}
 
 
 class _Grey:
@@ -581,7 +762,12 @@ def _need_folder(path: str | Path, what: str) -> Path:
 
 def _lines(file: Path) -> Iterable[tuple[int, str]]:
     """(line number from 1, text) of each line of a UTF-8 file that is not blank at its end."""
-    lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return _split_lines(file.read_bytes(), file)
+
+
+def _split_lines(data: bytes, where: str | Path) -> Iterable[tuple[int, str]]:
+    """See `_lines`; `where` is what errors call the file."""
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, 1):
@@ -589,7 +775,7 @@ def _lines(file: Path) -> Iterable[tuple[int, str]]:
             yield number, line.decode("utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{file}, line {number}: not UTF-8 (byte {error.object[error.start]:#04x} at column "
+                f"{where}, line {number}: not UTF-8 (byte {error.object[error.start]:#04x} at column "
                 f"{error.start + 1}). Save the file as UTF-8, for example with iconv -f latin1 -t utf-8."
             ) from None
 

@@ -1,9 +1,12 @@
-"""Tokenizers: words, bytes, and byte-pair trained on the captions. Each is saved as one JSON file."""
+"""Tokenizers: words, bytes, and byte-pair trained on the captions, and CLIP's. Each is saved as one JSON file."""
 
+import gzip
 import hashlib
+import html
 import itertools
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,21 +14,35 @@ from pathlib import Path
 from mmgen_jax.core import registry
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
-SPECIALS = 4  # the first id of a real token
+SPECIALS = 4  # the first id of a real token, but for CLIP's
 
 # A word keeps its inner hyphens and apostrophes; a clitic that stands alone ("dog 's") is a word too.
 _WORD = re.compile(r"'(?:s|re|ve|ll|d|m)\b|\w+(?:[-'\u2019]\w+)*")
 
+_CLIP_MERGES = 48894
+_CLIP_WORD = r"<\|(?:start|end)oftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_END = "</w>"  # marks the last piece of a word
+
 
 class Tokenizer:
-    """What every tokenizer does. A subclass has `kind`, `vocab_size`, `_content`, `encode` and `_join`."""
+    """What every tokenizer does. A subclass has `kind`, `vocab_size`, `_content`, `encode` and `_join`.
+
+    `pad`, `bos` and `eos` are the ids around a text; a tokenizer that comes with published weights has its own.
+    """
 
     kind: str
     vocab_size: int
+    pad, bos, eos = PAD, BOS, EOS
+    _unread = frozenset({PAD, BOS, UNK})  # ids that stand for no text
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS, EOS or PAD."""
         raise NotImplementedError
+
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that the vocabulary lacks, in order; a lossless tokenizer has none."""
+        del text
+        return []
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` up to the first EOS; PAD, BOS and UNK are dropped.
@@ -35,21 +52,21 @@ class Tokenizer:
         """
         kept = []
         for token in map(int, ids):
-            if token == EOS:
+            if token == self.eos:
                 break
             if not 0 <= token < self.vocab_size:
                 raise ValueError(
                     f"Token {token} is outside of this {self.kind} vocabulary of {self.vocab_size}: "
                     "the ids come from another tokenizer."
                 )
-            if token >= SPECIALS:
+            if token not in self._unread:
                 kept.append(token)
         return self._join(kept)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each id alone, up to the first EOS: what `decode` joins, for pictures."""
-        words = itertools.takewhile(lambda token: token != EOS, map(int, ids))
-        return [self._join([token]) for token in words if token >= SPECIALS]
+        words = itertools.takewhile(lambda token: token != self.eos, map(int, ids))
+        return [self._join([token]) for token in words if token not in self._unread]
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer to `path` as JSON."""
@@ -103,6 +120,9 @@ class Words(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return [self._ids.get(word, UNK) for word in self.split(text)]
+
+    def unknown(self, text: str) -> list[str]:
+        return [word for word in self.split(text) if word not in self._ids]
 
     def _join(self, ids: list[int]) -> str:
         return " ".join(self.words[token - SPECIALS] for token in ids)
@@ -185,7 +205,106 @@ class BytePair(Tokenizer):
         return {"vocab": self._vocab, "merges": self._merges}
 
 
-KINDS = {kind.kind: kind for kind in (Words, Bytes, BytePair)}
+class Clip(Tokenizer):
+    """CLIP's byte-pair encoding of lower-case text (Radford et al. 2021, arXiv:2103.00020, section 2.4).
+
+    It gives the ids that the published weights know: pieces 0 .. 49405, bos 49406, eos 49407; texts are padded
+    with 0, as OpenAI does. The ids equal those of `transformers`' CLIPTokenizer, which takes a text as it is, up
+    to NFC, white space and case; also here a written "<|endoftext|>" is that token. OpenAI's own code first
+    repairs broken encodings and typography (the package ftfy) and resolves HTML entities twice; `unescape`
+    does the latter.
+
+    Args:
+      merges: the pairs "left right" in the order in which they are merged; the pieces follow from them.
+      unescape: read "&lt;", and "&amp;lt;" too, as "<", for captions from web pages.
+    """
+
+    kind = "clip"
+    vocab_size = 49408
+    pad, bos, eos = 0, 49406, 49407
+    _unread = frozenset({bos})  # the pad has a piece's id ("!"); it only ever follows eos
+
+    def __init__(self, merges: Sequence[str], unescape: bool = False):
+        from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer as Backend
+
+        self._merges, self._unescape = list(merges), unescape
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # one for each byte
+        specials = ["<|startoftext|>", "<|endoftext|>"]
+        joined = [merge.replace(" ", "") for merge in self._merges]
+        pieces = [*letters, *(letter + _END for letter in letters), *joined, *specials]
+        self._vocab = {piece: k for k, piece in enumerate(pieces)}
+        if not len(self._vocab) == len(pieces) == self.vocab_size:
+            raise ValueError(f"{len(self._merges)} merges instead of CLIP's {_CLIP_MERGES}, all different")
+        pairs = [tuple(merge.split(" ")) for merge in self._merges]
+        try:
+            model = models.BPE(vocab=self._vocab, merges=pairs, end_of_word_suffix=_END)
+        except Exception as error:  # The library raises nothing narrower.
+            raise ValueError(f"a merge of unknown pieces: {error}") from error
+        self._backend = Backend(model)
+        self._backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        words = pre_tokenizers.Split(Regex(_CLIP_WORD), behavior="removed", invert=True)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._backend.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+        self._backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
+        self._bytes = decoders.ByteLevel()
+
+    @classmethod
+    def train(cls, captions: Iterable[str], path: str, unescape: bool = False) -> "Clip":
+        """Read the merges; the captions change nothing.
+
+        Args:
+          captions: not read.
+          path: OpenAI's bpe_simple_vocab_16e6.txt.gz, or Hugging Face's merges.txt; plain or gzip.
+          unescape: see the class.
+
+        Raises:
+          FileNotFoundError, ValueError: the file is absent, cut, or another one.
+        """
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"No vocabulary at {path} (seen from {Path.cwd()}). CLIP's tokenizer needs the file "
+                "bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP; set the tokenizer's path to it."
+            )
+        try:
+            data = file.read_bytes()
+            data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+            lines = data.decode("utf-8").split("\n")
+            # The first line is a heading; OpenAI's file goes on with merges that CLIP does not use.
+            return cls(lines[1 : 1 + _CLIP_MERGES], unescape)
+        except (ValueError, EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"{path} is not the whole vocabulary of CLIP ({error}). Copy bpe_simple_vocab_16e6.txt.gz again."
+            ) from error
+
+    def encode(self, text: str) -> list[int]:
+        if self._unescape:
+            text = html.unescape(html.unescape(text))
+        return self._backend.encode(text).ids
+
+    def write_hugging_face(self, folder: str | Path) -> None:
+        """Write vocab.json, merges.txt and tokenizer_config.json, which `transformers` opens as CLIPTokenizer."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        vocab = json.dumps(self._vocab, ensure_ascii=False)
+        (folder / "vocab.json").write_text(vocab, encoding="utf-8")
+        merges = "\n".join(["#version: 0.2", *self._merges, ""])
+        (folder / "merges.txt").write_text(merges, encoding="utf-8")
+        config = json.dumps({"tokenizer_class": "CLIPTokenizer"})
+        (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
+
+    def _join(self, ids: list[int]) -> str:
+        pieces = [self._backend.id_to_token(token) for token in ids]
+        # A piece that ends a word gets the byte alphabet's space in the place of the mark.
+        spaced = [p.removesuffix(_END) + "\u0120" if p.endswith(_END) else p for p in pieces]
+        return self._bytes.decode(spaced).strip()
+
+    def _content(self) -> dict:
+        return {"merges": self._merges, "unescape": self._unescape}
+
+
+KINDS = {kind.kind: kind for kind in (Words, Bytes, BytePair, Clip)}
 
 
 def train(spec: Mapping, captions: Iterable[str]) -> Tokenizer:

@@ -22,7 +22,7 @@ from mmgen_jax.data.text import BOS, EOS, PAD, Tokenizer
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
 
-__all__ = ["BrokenExample", "Transform", "parse"]
+__all__ = ["BrokenExample", "Transform", "names", "parse"]
 
 # First bytes of the usual formats, to tell a picture cut in its header from something else altogether.
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
@@ -180,26 +180,69 @@ def caption(max_len: int, per_image: int = 1, which: str = "random", *, tokenize
       which: "random" draws without replacement; "first" takes them in order, as evaluations want.
       tokenizer: given by the program.
     """
-    if which not in ("random", "first"):
-        raise ValueError(f'caption: unknown which="{which}".{registry.nearest(which, ("random", "first"))}')
-    if max_len < 1 or per_image < 1:
-        raise ValueError(f"caption needs max_len and per_image of at least 1, not {max_len}, {per_image}.")
+    own = (tokenizer.pad, tokenizer.bos, tokenizer.eos)
+    if own != (PAD, BOS, EOS):
+        raise ValueError(
+            f"caption: the {tokenizer.kind} tokenizer has pad, bos and eos {own}, and a captioner decodes with "
+            f"{(PAD, BOS, EOS)}. Use words, bytes or byte_pair; a dual encoder's pipeline ends with text(...)."
+        )
+    pick = _picker("caption", per_image, which)
+    if max_len < 1:
+        raise ValueError(f"caption needs max_len of at least 1, not {max_len}.")
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        captions = example.get("captions")
-        if not captions:
-            raise ValueError(f"caption: the example {example.get('name', '')!r} has no captions.")
-        count = len(captions)
-        if which == "random" and count > 1:
-            rounds = -(-per_image // count)
-            order = np.concatenate([rng.permutation(count) for _ in range(rounds)])
-        else:
-            order = np.arange(per_image) % count
         tokens = np.full((per_image, max_len + 1), PAD, np.int32)
-        for row, k in zip(tokens, order, strict=False):
-            ids = [BOS, *tokenizer.encode(captions[k]), EOS][: max_len + 1]
+        for row, sentence in zip(tokens, pick(example, rng), strict=True):
+            ids = [BOS, *tokenizer.encode(sentence), EOS][: max_len + 1]
             row[: len(ids)] = ids
         return {"image": example["image"], "tokens": tokens}
+
+    return transform
+
+
+def text(
+    max_len: int, per_image: int = 1, which: str = "random", too_long: str = "cut", *, tokenizer: Tokenizer
+) -> Transform:
+    """Turn `per_image` = C captions into whole texts, as a dual encoder reads them; captions and names go.
+
+    "tokens" is int32 [C, max_len], each BOS ... EOS PAD with the tokenizer's own ids; a text that is cut keeps
+    its EOS. "text_mask" is float32 [C]: 1, but 0 for the repeats of an image with fewer captions. "cut" is
+    float32 [C]: 1 for a text that was cut (0 for repeats, so that its sum counts texts). Labels and other
+    arrays stay.
+
+    Args:
+      max_len: T, the context: tokens of a text, BOS and EOS too.
+      per_image: C.
+      which: "random" draws without replacement; "first" takes them in order, as evaluations want.
+      too_long: "cut", or "refuse" with an error.
+      tokenizer: given by the program.
+
+    Raises:
+      ValueError: by the transform, when a text is too long and too_long is "refuse".
+    """
+    pick = _picker("text", per_image, which)
+    _check_word("text", "too_long", too_long, ("cut", "refuse"))
+    if max_len < 2:
+        raise ValueError(f"text needs max_len of at least 2, for BOS and EOS, not {max_len}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        tokens = np.full((per_image, max_len), tokenizer.pad, np.int32)
+        mask = (np.arange(per_image) < len(example.get("captions") or ())).astype(np.float32)
+        cut = np.zeros(per_image, np.float32)
+        for k, sentence in enumerate(pick(example, rng)):
+            ids = [tokenizer.bos, *tokenizer.encode(sentence), tokenizer.eos]
+            if len(ids) > max_len:
+                if too_long == "refuse":
+                    raise ValueError(
+                        f"text: a caption of {example.get('name', 'an example without a name')!r} has {len(ids)} "
+                        f"tokens with BOS and EOS, the context {max_len}: {sentence[:60]!r}... Raise max_len here "
+                        'and in the task, shorten the caption, or set too_long="cut".'
+                    )
+                ids[max_len - 1 :] = [tokenizer.eos]
+                cut[k] = mask[k]
+            tokens[k, : len(ids)] = ids
+        arrays = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
+        return {**arrays, "image": example["image"], "tokens": tokens, "text_mask": mask, "cut": cut}
 
     return transform
 
@@ -219,15 +262,15 @@ def array() -> Transform:
 
 FACTORIES = {
     f.__name__: f
-    for f in (decode, resize, center_crop, random_resized_crop, flip, color_jitter, caption, array)
+    for f in (decode, resize, center_crop, random_resized_crop, flip, color_jitter, caption, text, array)
 }
 
 
-def parse(text: str, context: Mapping[str, Any]) -> list[Transform]:
+def parse(pipeline: str, context: Mapping[str, Any]) -> list[Transform]:
     """Build the pipeline "name | name(argument, key=value) | ...".
 
     Args:
-      text: the pipeline; arguments are literals.
+      pipeline: its text; arguments are literals.
       context: what the program hands to factories that have a keyword-only parameter of that name, such as
         {"tokenizer": tokenizer}.
 
@@ -238,14 +281,23 @@ def parse(text: str, context: Mapping[str, Any]) -> list[Transform]:
       ValueError: no such transform or argument (names the nearest), one is missing, or the text is no
         pipeline.
     """
+    return [_build(step, pipeline, context) for step in _steps(_tree(pipeline))] + [array()]
+
+
+def names(pipeline: str) -> list[str]:
+    """The names of a pipeline's transforms, in order."""
+    steps = _steps(_tree(pipeline))
+    return [ast.unparse(step.func if isinstance(step, ast.Call) else step) for step in steps]
+
+
+def _tree(pipeline: str) -> ast.expr:
     try:
-        tree = ast.parse(f"({text})", mode="eval").body  # in brackets it may span several lines
+        return ast.parse(f"({pipeline})", mode="eval").body  # in brackets it may span several lines
     except SyntaxError as error:
         raise ValueError(
-            f'The pipeline "{text}" cannot be read: {error.msg} near column {(error.offset or 1) - 1}. '
+            f'The pipeline "{pipeline}" cannot be read: {error.msg} near column {(error.offset or 1) - 1}. '
             'Write "decode | resize(96) | ...".'
         ) from None
-    return [_build(step, text, context) for step in _steps(tree)] + [array()]
 
 
 def _steps(tree: ast.expr) -> list[ast.expr]:
@@ -254,16 +306,16 @@ def _steps(tree: ast.expr) -> list[ast.expr]:
     return [tree]
 
 
-def _build(step: ast.expr, text: str, context: Mapping[str, Any]) -> Transform:
+def _build(step: ast.expr, pipeline: str, context: Mapping[str, Any]) -> Transform:
     """One step of the syntax tree -> its transform."""
     call = step if isinstance(step, ast.Call) else ast.Call(func=step, args=[], keywords=[])
     source = ast.unparse(step)
     if not isinstance(call.func, ast.Name):
         raise ValueError(
-            f'"{source}" in the pipeline "{text}" is no transform. Write name or name(arguments).'
+            f'"{source}" in the pipeline "{pipeline}" is no transform. Write name or name(arguments).'
         )
     name = call.func.id
-    factory = registry.choose(FACTORIES, name, f'transform in the pipeline "{text}":')
+    factory = registry.choose(FACTORIES, name, f'transform in the pipeline "{pipeline}":')
     parameters = inspect.signature(factory).parameters.values()
     given = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
     own = [p.name for p in parameters if p.name not in given]
@@ -289,6 +341,31 @@ def _build(step: ast.expr, text: str, context: Mapping[str, Any]) -> Transform:
         return registry.call(factory, kwargs, f'"{source}"', **{key: context[key] for key in given})
     except TypeError as error:
         raise ValueError(f'"{source}" has an argument of the wrong type: {error}.') from error
+
+
+def _check_word(name: str, argument: str, word: str, words: tuple[str, ...]) -> None:
+    if word not in words:
+        raise ValueError(f'{name}: unknown {argument}="{word}".{registry.nearest(word, words)}')
+
+
+def _picker(name: str, per_image: int, which: str) -> Callable[[Example, np.random.Generator], list[str]]:
+    """What chooses `per_image` captions of an example; where it has fewer, all come first and then repeats."""
+    _check_word(name, "which", which, ("random", "first"))
+    if per_image < 1:
+        raise ValueError(f"{name} needs per_image of at least 1, not {per_image}.")
+
+    def pick(example: Example, rng: np.random.Generator) -> list[str]:
+        captions = example.get("captions")
+        if not captions:
+            raise ValueError(f"{name}: the example {example.get('name', '')!r} has no captions.")
+        count = len(captions)
+        order = np.arange(per_image) % count
+        if which == "random" and count > 1:
+            rounds = -(-per_image // count)
+            order = np.concatenate([rng.permutation(count) for _ in range(rounds)])[:per_image]
+        return [captions[k] for k in order]
+
+    return pick
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

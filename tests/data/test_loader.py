@@ -164,3 +164,4 @@ def test_sizes_that_do_not_fit():
 def test_stack():
     batch = stack([{"x": np.int32(1)}, {"x": np.int32(2)}])
     np.testing.assert_array_equal(batch["x"], [1, 2])
+    np.testing.assert_array_equal(stack([{"x": np.int32(1)}, {"x": np.int32(2)}], 5)["x"], [1, 2, 1, 2, 1])

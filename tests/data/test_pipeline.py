@@ -8,7 +8,7 @@ import pytest
 
 from mmgen_jax.core import registry
 from mmgen_jax.data import text
-from mmgen_jax.data.pipeline import Pipeline
+from mmgen_jax.data.pipeline import SHAPES, Pipeline
 from mmgen_jax.data.quarantine import BrokenExample
 
 SPEC = {
@@ -62,6 +62,25 @@ def test_the_tokenizer_is_trained_on_the_first_examples_and_kept(tmp_path):
     assert make(workdir=tmp_path).tokenizer.fingerprint == kept.fingerprint
 
 
+def test_a_finished_run_needs_no_data(tmp_path):
+    pipeline = make(workdir=tmp_path)
+    pipeline.tokenizer.save(tmp_path / "tokenizer.json")
+    pipeline.save_shapes(tmp_path / SHAPES)
+    gone = dict(source={"name": "jsonl", "path": str(tmp_path / "gone.jsonl")}, workdir=tmp_path)
+    finished = make(**gone, finished=True)
+    expected = pipeline.example_batch()
+    assert finished.tokenizer.fingerprint == pipeline.tokenizer.fingerprint
+    for name, value in finished.example_batch().items():
+        assert (value.shape, value.dtype) == (expected.pop(name).shape, value.dtype)
+    assert not expected
+    for needs in (lambda: finished.source, lambda: make(**gone).example_batch()):
+        with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
+            needs()
+    (tmp_path / SHAPES).write_text("{")
+    with pytest.raises(ValueError, match=r"example\.json is not whole .* Delete it"):
+        make(**gone, finished=True).example_batch()
+
+
 @pytest.fixture
 def broken(tmp_path):
     """A data set of ten pictures, the first of them broken."""
@@ -107,7 +126,7 @@ def test_mistakes_in_a_config_name_the_nearest():
     with pytest.raises(ValueError, match=r'color_jiter.*Did you mean "color_jitter"'):
         make(transforms="color_jiter(0.2) | caption(max_len=23)")
     with pytest.raises(ValueError, match=r'Unknown data source "scene".*Did you mean "scenes"'):
-        make(source={"name": "scene"})
+        _ = make(source={"name": "scene"}).source
     with pytest.raises(ValueError, match=r'Did you mean "words"'):
         make(tokenizer={"name": "word"})
     with pytest.raises(

@@ -231,6 +231,44 @@ def test_same_on_every_machine():
     assert digest.hexdigest() == GOLDEN_DIGEST
 
 
+def test_one_object_has_a_class():
+    source = Scenes(max_objects=1, size=24)
+    assert len(source.classes) == 64 and source.classes[:2] == ["red circle", "red square"]
+    for i in range(5):
+        (o,) = source.scene(i).objects
+        label = source[i]["label"]
+        assert source.classes[label] == f"{o.colour} {o.shape}" and source.label(i) == label
+        assert label.dtype == np.int32
+    assert "label" not in Scenes(size=24)[0] and not hasattr(Scenes(), "classes")
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+def test_retrieval_ceiling_equals_the_whole_matrix(captions):
+    """Every caption against every scene, where twins and equal captions are many."""
+    n, source = 60, Scenes("test", max_objects=1, seed=4)
+    texts = [text for i in range(n) for text in source.captions(i)[:captions]]
+    owner = np.repeat(np.arange(n), captions)
+    p = np.array([[math.exp(source.log_prob(i, text)) for text in texts] for i in range(n)])
+    best = np.isclose(p, p.max(axis=0), rtol=1e-6, atol=0)
+    t2i = (best[owner, np.arange(len(texts))] / best.sum(axis=0)).mean()
+    same = np.array([[a == b for b in texts] for a in texts])
+    hit = (p / p.sum(axis=0)) ** same.sum(axis=0)
+    i2t = []
+    for i in range(n):
+        best = np.flatnonzero(np.isclose(hit[i], hit[i].max(), rtol=1e-6, atol=0))
+        # A string that occurs twice is one choice.
+        i2t.append(np.mean(list({texts[k]: (owner[same[k]] == i).all() for k in best}.values())))
+    ceiling = source.retrieval_ceiling(n, captions)
+    assert ceiling == pytest.approx({"t2i_r1": t2i, "i2t_r1": np.mean(i2t)})
+    assert 0.1 < t2i < 0.9 and 0.1 < np.mean(i2t) < 0.9
+
+
+def test_retrieval_ceiling_of_one_scene_and_of_too_many():
+    assert Scenes("val").retrieval_ceiling(1) == {"t2i_r1": 1.0, "i2t_r1": 1.0}
+    with pytest.raises(IndexError, match="no example"):
+        Scenes("val", length=3).retrieval_ceiling(4)
+
+
 def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match='Did you mean "train"'):
         Scenes("trian")

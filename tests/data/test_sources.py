@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import struct
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -212,6 +213,135 @@ def test_parquet_not_utf8(tmp_path):
         parquet(tmp_path, {"image": [image(0), image(1)], "captions": bad})
 
 
+def test_parquet_labels(tmp_path):
+    table = {
+        "image": [image(i) for i in range(4)],
+        "captions": [["a"], ["b"], ["c"], ["d"]],
+        "split": ["train", "train", "val", "val"],
+        "kind": ["pear", "apple", "fig", "pear"],
+        "number": [10, 9, 10, 2],
+        "share": [0.5, 1.0, 1.5, 2.0],
+    }
+    source = parquet(tmp_path, table, split="val", label="kind")
+    assert source.classes == ["apple", "fig", "pear"]  # of all splits
+    assert [source.label(i) for i in range(2)] == [1, 2]
+    assert source[1]["label"] == 2 and source[1]["label"].dtype == np.int32
+    numbers = parquet(tmp_path, table, label="number")
+    assert numbers.classes == ["2", "9", "10"] and numbers.label(0) == 2
+    table["kind"] = pa.array(["pear", "apple", None, "pear"]).dictionary_encode()
+    assert len(parquet(tmp_path, table, label="kind", on_missing="skip")) == 3
+    with pytest.raises(ValueError, match=r"image without label: 1 \(row 2"):
+        parquet(tmp_path, table, label="kind")
+    with pytest.raises(ValueError, match=r'no column "knd"\. Did you mean "kind"'):
+        parquet(tmp_path, table, label="knd")
+    with pytest.raises(ValueError, match='"share" holds double, not labels'):
+        parquet(tmp_path, table, label="share")
+    assert not hasattr(parquet(tmp_path, table), "classes")
+
+
+# ---------------- webdataset
+
+
+def tar(path, members, form=tarfile.PAX_FORMAT):
+    """A tar of (name, content), in this order."""
+    with tarfile.open(path, "w", format=form) as file:
+        for name, content in members:
+            content = content if isinstance(content, bytes) else content.encode("utf-8")
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def webdataset(path, **kwargs):
+    return sources.make({"name": "webdataset", "path": str(path), **kwargs})
+
+
+PAIRS = [("17.png", image(0)), ("17.txt", "a dog\nein Hündchen\n"), ("17.cls", "3")]
+MORE = [
+    ("sub/19.json", json.dumps({"caption": "a cow", "url": "x"})),
+    ("sub/19.PNG", image(2)),
+    ("sub/19.seg.png", b"a key ends at the first dot"),
+    ("sub/._19.jpg", b"Mac"),
+    ("README.md", "about"),
+]
+LONG = "folder/" + "n" * 200
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_webdataset(tmp_path, form):
+    tar(tmp_path / "00.tar", [*PAIRS, (f"{LONG}.txt", "one cat"), (f"{LONG}.png", image(1))], form)
+    tar(tmp_path / "01.tar", MORE, form)
+    names = ["00.tar/17", f"00.tar/{LONG}", "01.tar/sub/19"]
+    texts = [["a dog", "ein Hündchen"], ["one cat"], ["a cow"]]
+    for path in ("", "*.tar", "{00..01}.tar", "0{0,1}.tar", "0[01].tar"):
+        check(webdataset(tmp_path / path), names, texts)
+    check(webdataset(tmp_path / "00.tar"), names[:2], texts[:2])
+
+
+def test_webdataset_fields_of_json(tmp_path):
+    path = tar(tmp_path / "x.tar", [("a.png", image(0)), ("a.json", '{"text": ["x", "y"]}')])
+    check(webdataset(path, captions_key="text"), ["x.tar/a"], [["x", "y"]])
+    with pytest.raises(ValueError, match=r'without captions: 1 \(x\.tar/a\)(.|\n)*captions_key="caption"'):
+        webdataset(path)
+
+
+def test_webdataset_unusable_pairs_are_counted_and_named(tmp_path):
+    members = [*PAIRS, ("b.png", image(1)), ("c.txt", "no image"), ("d.png", image(2)), ("d.txt", " ")]
+    path = tar(tmp_path / "x.tar", [*members, ("17.txt", "again")])
+    with pytest.raises(ValueError) as error:
+        webdataset(path)
+    for part in (
+        "image without captions: 2 (x.tar/b; x.tar/d)",
+        "captions without image: 1 (x.tar/c)",
+        "file written twice: 1 (x.tar/17.txt)",
+        'on_missing="skip"',
+    ):
+        assert part in str(error.value)
+    assert len(webdataset(path, on_missing="skip")) == 1
+    with pytest.raises(ValueError, match="holds no image with a"):
+        webdataset(tar(tmp_path / "none.tar", [("a.bin", b"x")]))
+
+
+def test_webdataset_cut_or_compressed(tmp_path):
+    path = tmp_path / "x.tar"
+    tar(path, PAIRS)
+    whole, size = path.read_bytes(), len(image(0))  # 512 bytes of header, an image of less than 512, the next
+    cases = [
+        (
+            whole[: 512 + size - 1],
+            rf"x\.tar is cut: 17\.png begins at byte 512 and has {size} bytes, .* at byte",
+        ),
+        (whole[:1500], r"x\.tar is cut or damaged: at byte 1024 of 1500"),
+        (whole[:1024], r"x\.tar is cut or damaged: at byte 1024 of 1024"),
+        (whole[:1024] + b"\1" * 1024, r"x\.tar is cut or damaged: at byte 1024 of 2048"),
+        (whole[:200], r"x\.tar is no plain tar file .* copy it again"),
+        (b"", r"x\.tar is no plain tar file"),
+        (gzip.compress(whole), r"x\.tar is no plain tar file .*unpack it with gunzip"),
+    ]
+    for data, message in cases:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            webdataset(path)
+
+
+def test_webdataset_bad_texts_and_paths(tmp_path):
+    path = tar(tmp_path / "x.tar", [("a.png", image(0)), ("a.txt", b"one\ncaf\xe9")])
+    with pytest.raises(ValueError, match=r"x\.tar, a\.txt, line 2: not UTF-8"):
+        webdataset(path)
+    for broken in ('{"caption": ', "[]", b"\xff\xfe\xfd"):
+        path = tar(tmp_path / "x.tar", [("a.png", image(0)), ("a.json", broken)])
+        with pytest.raises(ValueError, match=r"x\.tar, a\.json is no JSON object .*Repair it"):
+            webdataset(path)
+    with pytest.raises(FileNotFoundError, match=r"01\.tar does not exist.*a tar file of image-text pairs"):
+        webdataset(tmp_path / "{01..03}.tar")
+    with pytest.raises(FileNotFoundError, match=r"No file matches .*y\*\.tar"):
+        webdataset(tmp_path / "y*.tar")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no \*\.tar file"):
+        webdataset(tmp_path / "empty")
+
+
 # ---------------- folder
 
 
@@ -387,6 +517,8 @@ def test_idx(tmp_path):
     assert source.captions(0) == ["a one", "the one here"]
     assert source[0]["image"].shape == (3, 4, 3)
     np.testing.assert_array_equal(source[1]["image"][:, :, 2], PIXELS[1])
+    assert source.classes == ["zero", "one"] and [source.label(i) for i in range(2)] == [1, 0]
+    assert source[0]["label"] == 1 and source[0]["label"].dtype == np.int32
 
 
 def test_idx_errors(tmp_path):
@@ -440,6 +572,7 @@ def test_on_missing_is_checked(tmp_path):
         ({"name": "jsonl", "path": "{}"}, "a file of JSON lines"),
         ({"name": "parquet", "path": "{}"}, "a Parquet file"),
         ({"name": "folder", "path": "{}"}, "a folder of images"),
+        ({"name": "webdataset", "path": "{}"}, "a tar file"),
         ({"name": "coco", "captions": "{}", "images": "."}, r"cocodataset\.org"),
         ({"name": "karpathy", "path": "{}", "images": "."}, "dataset_<name>"),
         ({"name": "flickr8k", "tokens": "{}", "images": "."}, r"Flickr8k\.token\.txt"),

@@ -1,6 +1,8 @@
-"""Tokenizers: round trips, minimum counts, saving, and what bad files get."""
+"""Tokenizers: round trips, minimum counts, saving, CLIP's against `transformers`, and what bad files get."""
 
+import gzip
 import json
+import random
 
 import numpy as np
 import pytest
@@ -126,3 +128,101 @@ def test_real_captions(shared_data):
     assert np.mean(np.array(known) == text.UNK) < 0.1
     pairs = text.train({"name": "byte_pair", "vocab_size": 600}, captions)
     assert all(pairs.decode(pairs.encode(caption)) == caption for caption in captions[:200])
+
+
+# ---------------- CLIP's
+
+HARD = [
+    "",
+    "   ",
+    "A photo of a CAT.",
+    "it's we're I'LL don't they'd 'quoted' o'clock '''s",
+    "caf\u00e9 cafe\u0301 na\u00efve STRASSE stra\u00dfe \u0130stanbul \u039f\u0394\u039f\u03a3 \ufb01n",
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \U0001f44d\U0001f3fd\u2764\ufe0f",
+    "&lt;b&gt; &amp;amp; caf&eacute; &#39;s &#x1F600;",
+    "2024 3.14 1,000 \u00bd \u00b2 \u2167 \u0663",
+    "tab\tnew\nline\r\n\u00a0no-break\u3000wide\u2028 \x85 \x1c",
+    "\x00\x01\x1f\x7f \u200b\ufeff\ufffd\ue000",
+    "\u6771\u4eac\u30bf\u30ef\u30fc \ud55c\uad6d\uc5b4 \u0939\u093f\u0928\u094d\u0926\u0940 \u0627\u0644\u0639",
+    "<|startoftext|>a<|endoftext|> <|ENDOFTEXT|>! </w> #tag @user http://x.y/?q=1 snake_case --- ...",
+    "long " * 200 + "x" * 500,
+]
+
+
+@pytest.fixture(scope="module")
+def clip_path(shared_data):
+    return shared_data / "clip_bpe_vocab" / "bpe_simple_vocab_16e6.txt.gz"
+
+
+@pytest.fixture(scope="module")
+def clip(clip_path):
+    return text.train({"name": "clip", "path": str(clip_path)}, [])
+
+
+def test_clip_has_the_published_ids(clip):
+    assert clip.encode("a photo of a cat") == [320, 1125, 539, 320, 2368]
+    assert (clip.pad, clip.bos, clip.eos, clip.vocab_size) == (0, 49406, 49407, 49408)
+
+
+def test_clip_equals_transformers(clip, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    clip.write_hugging_face(tmp_path)
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    rng = random.Random(0)
+    planes = [(0, 0x250), (0x250, 0x3100), (0x3100, 0xD800), (0xE000, 0x30000)]  # without the surrogates
+    odd = ["".join(chr(rng.randrange(*rng.choice(planes))) for _ in range(8)) for _ in range(300)]
+    mixed = ["".join(rng.choice(HARD[2:-1])[: rng.randrange(9)] for _ in range(4)) for _ in range(300)]
+    for caption in [*HARD, *odd, *mixed, *CAPTIONS, *ODD]:
+        assert [clip.bos, *clip.encode(caption), clip.eos] == theirs(caption)["input_ids"], repr(caption)
+
+
+def test_clip_decodes_to_readable_text(clip):
+    caption = "A dog's caf\u00e9,  2 \u6771\u4eac \U0001f600!"
+    ids = [clip.bos, *clip.encode(caption), clip.eos, clip.pad, clip.pad]
+    assert clip.decode(ids) == "a dog 's caf\u00e9 , 2 \u6771\u4eac \U0001f600!"
+    ids = [clip.bos, *clip.encode("cats frolicking"), clip.eos, clip.pad]
+    assert clip.pieces(ids)[0] == "cats" and "".join(clip.pieces(ids)[1:]) == "frolicking"
+    assert clip.decode([]) == clip.decode([clip.eos]) == ""
+    with pytest.raises(ValueError, match="another tokenizer"):
+        clip.decode([49408])
+
+
+def test_clip_is_saved_and_loaded(clip, tmp_path):
+    clip.save(tmp_path / "tokenizer.json")
+    loaded = text.load(tmp_path / "tokenizer.json")
+    assert loaded.fingerprint == clip.fingerprint and loaded.kind == "clip"
+    assert [loaded.encode(caption) for caption in HARD] == [clip.encode(caption) for caption in HARD]
+    # Hugging Face's merges.txt is the same vocabulary.
+    clip.write_hugging_face(tmp_path)
+    again = text.train({"name": "clip", "path": str(tmp_path / "merges.txt")}, [])
+    assert again.fingerprint == clip.fingerprint
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"kind": "clip", "merges": ["a b"]}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a whole tokenizer \(1 merges"):
+        text.load(tmp_path / "tokenizer.json")
+
+
+def test_unknown_words():
+    assert text.Words(["a", "dog"]).unknown("A red dog, a blue one") == ["red", "blue", "one"]
+    assert text.Bytes().unknown("anything") == []
+
+
+def test_clip_unescapes_when_asked(clip, clip_path):
+    unescaping = text.train({"name": "clip", "path": str(clip_path), "unescape": True}, [])
+    assert unescaping.encode("caf&eacute; &amp;lt;b&gt;") == clip.encode("caf\u00e9 <b>")
+    assert clip.encode("&lt;") != clip.encode("<")
+    assert unescaping.fingerprint != clip.fingerprint
+
+
+def test_clip_vocabulary_errors_name_the_file_and_the_remedy(clip_path, tmp_path):
+    with pytest.raises(ValueError, match='tokenizer "clip" needs a value for: path'):
+        text.train({"name": "clip"}, [])
+    with pytest.raises(FileNotFoundError, match=r"No vocabulary at .*nowhere.*bpe_simple_vocab_16e6"):
+        text.train({"name": "clip", "path": str(tmp_path / "nowhere")}, [])
+    whole = clip_path.read_bytes()
+    plain = gzip.decompress(whole)
+    unknown = plain.replace(b"\ni n\n", b"\ni not-a-piece\n", 1)
+    bad = tmp_path / "bad.txt"
+    for content in (whole[:-1000], plain[:1000], b"", b"\xff\xfe", b"\x1f\x8bnothing", unknown):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.txt is not the whole vocabulary of CLIP .* again"):
+            text.train({"name": "clip", "path": str(bad)}, [])

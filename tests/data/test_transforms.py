@@ -338,8 +338,74 @@ def test_the_final_example_has_only_what_a_batch_holds():
 
 
 def test_an_example_without_captions_is_an_error_with_its_name():
-    with pytest.raises(ValueError, match="'n' has no captions"):
-        tokens("caption(4)", [])
+    for name in ("caption", "text"):
+        with pytest.raises(ValueError, match=f"{name}: the example 'n' has no captions"):
+            tokens(f"{name}(4)", [])
+
+
+# ---------------- texts of a dual encoder
+
+
+class Foreign(text.Words):
+    """A tokenizer whose specials are those of some published weights."""
+
+    kind = "foreign"
+    pad, bos, eos = 9, 10, 11
+
+
+def texts(pipeline, captions, seed=0, **more):
+    return apply(pipeline, {"image": photo(), "captions": captions, "name": "n.jpg", **more}, seed)
+
+
+def test_text_has_its_end_also_when_it_is_cut():
+    result = texts("text(5)", ["A dog runs!"])
+    assert result.keys() == {"image", "tokens", "text_mask", "cut"}
+    np.testing.assert_array_equal(result["tokens"], [[text.BOS, 4, 5, 6, text.EOS]])
+    assert [result[key].dtype for key in ("tokens", "text_mask", "cut")] == [np.int32, np.float32, np.float32]
+    np.testing.assert_array_equal(result["cut"], [0])
+    result = texts("text(4)", ["A dog runs!"])
+    np.testing.assert_array_equal(result["tokens"], [[text.BOS, 4, 5, text.EOS]])
+    np.testing.assert_array_equal(result["cut"], [1])
+    np.testing.assert_array_equal(texts("text(2)", ["a"])["tokens"], [[text.BOS, text.EOS]])
+    np.testing.assert_array_equal(texts("text(3)", ["a"])["tokens"], [[text.BOS, 4, text.EOS]])
+
+
+def test_text_too_long_is_refused_with_name_length_and_remedy():
+    message = (
+        r"a caption of 'n\.jpg' has 5 tokens with BOS and EOS, the context 4: 'A dog runs!'.*Raise max_len"
+    )
+    with pytest.raises(ValueError, match=message):
+        texts('text(4, too_long="refuse")', ["A dog runs!"])
+    assert texts('text(5, too_long="refuse")', ["A dog runs!"])["cut"].sum() == 0
+
+
+def test_text_repeats_are_masked_and_counted_once():
+    result = texts('text(3, per_image=5, which="first")', ["a dog", "cat"])
+    np.testing.assert_array_equal(result["tokens"][:, 1], [4, 8, 4, 8, 4])
+    np.testing.assert_array_equal(result["text_mask"], [1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(result["cut"], [1, 0, 0, 0, 0])
+    for seed in range(5):
+        result = texts("text(3, per_image=5)", ["a", "dog", "cat"], seed)
+        assert sorted(result["tokens"][:3, 1]) == [4, 5, 8]  # the real ones come first, each once
+        np.testing.assert_array_equal(result["text_mask"], [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(texts("text(3, per_image=2)", ["a", "dog", "cat"])["text_mask"], [1, 1])
+
+
+def test_text_keeps_labels_and_arrays():
+    result = texts("text(4)", ["a"], label=np.int32(7), depth=np.ones(3))
+    assert result["label"] == 7 and result["depth"].shape == (3,)
+    assert "name" not in result and "captions" not in result
+
+
+def test_text_takes_the_tokenizers_own_specials_and_caption_refuses_them():
+    context = {"tokenizer": Foreign(["a", "dog"])}
+    transform = parse("text(5)", context)[0]
+    result = transform({"image": photo(), "captions": ["a dog"]}, rng())
+    np.testing.assert_array_equal(result["tokens"], [[10, 4, 5, 11, 9]])
+    with pytest.raises(
+        ValueError, match=r"foreign tokenizer has pad, bos and eos \(9, 10, 11\).*text\(\.\.\.\)"
+    ):
+        parse("caption(5)", context)
 
 
 # ---------------- whole pipelines
@@ -402,6 +468,10 @@ def test_parse_reads_several_lines():
         ("decode | color_jitter(-1)", "between 0 and 1"),
         ("decode | random_resized_crop(8, min_area=0)", "0 < min_area"),
         ("decode | caption(0)", "at least 1"),
+        ("decode | text(1)", "max_len of at least 2"),
+        ("decode | text(9, 0)", "per_image of at least 1"),
+        ('decode | text(9, which="frist")', 'Did you mean "first"'),
+        ('decode | text(9, too_long="cutt")', 'Did you mean "cut"'),
         ('decode | caption(5, which="firts")', 'Did you mean "first"'),
         ("decode | os.remove('x')", "is no transform"),
         ("decode + flip", "is no transform"),
@@ -415,12 +485,18 @@ def test_parse_errors(pipeline, message):
         parse(pipeline, CONTEXT)
 
 
+def test_names():
+    pipeline = "decode | resize((8, 9)) | text(max_len=4, which='first')"
+    assert transforms.names(pipeline) == ["decode", "resize", "text"]
+    assert transforms.names("caption(max_len=len('decode'))") == ["caption"]
+
+
 def test_parse_says_when_the_program_lacks_a_tokenizer():
     with pytest.raises(ValueError, match="needs tokenizer, which this program does not provide"):
         parse("decode | caption(5)", {})
 
 
 def test_forgetting_decode_is_an_error():
-    for pipeline in ("resize(8)", "caption(4)"):
+    for pipeline in ("resize(8)", "caption(4)", "text(4)"):
         with pytest.raises(ValueError, match="begin the pipeline with decode"):
             apply(pipeline, encode(Image.fromarray(photo())))
