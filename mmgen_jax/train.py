@@ -36,7 +36,7 @@ def train(
 
     Args:
       config: see configs/.
-      workdir: gets config.json, metrics.jsonl, tokenizer.json, checkpoints/, figures/.
+      workdir: gets config.json, metrics.jsonl, tokenizer.json, example.json, checkpoints/, figures/.
       override: go on in a workdir that a different config made.
       console: where to print.
 
@@ -69,6 +69,8 @@ def train(
         size = sum(x.size for x in jax.tree.leaves(state.params))
         say(f"{'resuming at step ' + str(start) if start else 'training'} in {workdir}: {size:,} parameters, "
             f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)", highlight=False)  # fmt: skip
+        for report in experiment.reports:
+            say(str(report), highlight=False)
         if start < config.steps:
             batch = sharding.put_batch(next(batches), experiment.layout)
             step_fn, step_flops = _compile(experiment, state, batch, say)
@@ -78,7 +80,7 @@ def train(
             state, metrics = step_fn(state, batch)
             # The device works on step n; meanwhile the numbers of step n - 1 are read and the next batch is fetched.
             if previous is not None:
-                _record(clock, previous, writers, config.log_every)
+                _record(experiment, clock, previous, writers)
             previous = step, metrics
             last = step == config.steps or stop(step)
             if not last:
@@ -87,7 +89,7 @@ def train(
             evals = _due(config, step)
             if last or evals or step % config.checkpoint.every == 0:
                 with clock.pause():
-                    _record(clock, previous, writers, config.log_every)
+                    _record(experiment, clock, previous, writers)
                     previous = None
                     if last or step % config.checkpoint.every == 0:
                         checkpointer.save(step, state)
@@ -179,8 +181,8 @@ class Clock:
         return values
 
 
-def _record(clock: Clock, previous: tuple[int, dict], writers: Writers, every: int) -> None:
-    """Read a finished step's metrics; write a report where one is due."""
+def _record(experiment: Experiment, clock: Clock, previous: tuple[int, dict], writers: Writers) -> None:
+    """Read a finished step's metrics; write a report where one is due, and what the task says of it."""
     step, metrics = previous
     metrics = jax.tree.map(np.asarray, jax.device_get(metrics))
     loss = metrics["loss"].compute() if "loss" in metrics else 0.0
@@ -190,8 +192,12 @@ def _record(clock: Clock, previous: tuple[int, dict], writers: Writers, every: i
             "optimizer.clip_norm; the last checkpoint is whole."
         )
     clock.add(metrics)
-    if step % every == 0:
-        writers.scalars(step, clock.report())
+    if step % experiment.config.log_every == 0:
+        report = clock.report()
+        writers.scalars(step, report)
+        advice = experiment.task.advise(step, report)
+        if advice:
+            writers.console.print(f"step {step}: {advice}", style="yellow", highlight=False)
 
 
 @contextmanager

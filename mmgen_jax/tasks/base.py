@@ -1,6 +1,6 @@
 """Task: a network with its objective. The loop, the checkpoints and the sharding know no more of it than this."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,10 +12,23 @@ from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core import parallel
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.core.optimizer import Optimizer
+from mmgen_jax.core.sharding import Layout
 from mmgen_jax.core.state import State
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Mean]
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def take_init_from(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """A config's model without its `init_from`, and what those said, for `Task.init_from`.
+
+    One may stand in the model, for all of it, and one in each part that is a dict, for that part; empty ones say nothing.
+    """
+    model = {name: dict(part) if isinstance(part, Mapping) else part for name, part in model.items()}
+    parts = {("model", name): part for name, part in model.items() if isinstance(part, dict)}
+    found = {path: part.pop("init_from", "") for path, part in {("model",): model, **parts}.items()}
+    return model, {path: source for path, source in found.items() if source}
 
 
 class Task:
@@ -23,13 +36,17 @@ class Task:
 
     Attributes:
       optimizer: see core/optimizer.py.
+      layout: the mesh and the mode of the step.
       axis: the name over which `train_step` averages by itself (pmap mode), or None.
       predict: what evaluators may call: {name: fn(params, variables, batch, rng) -> tree of arrays}.
+      init_from: {path in State.params, such as ("model", "encoder"): file or workdir whose weights start that part}.
     """
 
-    def __init__(self, optimizer: Optimizer, axis: str | None):
-        self.optimizer, self.axis = optimizer, axis
+    def __init__(self, optimizer: Optimizer, layout: Layout):
+        self.optimizer, self.layout = optimizer, layout
+        self.axis = parallel.axis_of(layout)
         self.predict: dict[str, Callable] = {}
+        self.init_from: dict[tuple[str, ...], str] = {}
 
     def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
         """Initialise: {network: flax variables, "params" among them}."""
@@ -43,6 +60,15 @@ class Task:
         `metrics["loss"].count` is the weight of this batch when its gradient is averaged with that of others.
         """
         raise NotImplementedError
+
+    def constrain(self, params: dict) -> dict:
+        """Bring parameters back into their bounds, after every update."""
+        return params
+
+    def advise(self, step: int, report: Mapping[str, float]) -> str | None:
+        """What a report of the loop ({"train/loss": ...}) says is going wrong, and where to look; None if nothing is."""
+        del step, report
+        return None
 
     def init(self, rng: jax.Array, batch: Batch) -> State:
         """The state before the first step. batch: only its shapes matter."""
@@ -117,6 +143,7 @@ class Task:
                 grad, state.opt_state[name], state.params[name]
             )
             params[name] = optax.apply_updates(state.params[name], updates)
+        params = self.constrain(params)
         # A young average is as short as the run, or it would hold on to the random start for 1 / (1 - decay) steps.
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(self.optimizer.ema, (1.0 + step) / (10.0 + step))

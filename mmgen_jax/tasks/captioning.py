@@ -11,12 +11,19 @@ from mmgen_jax import decoding
 from mmgen_jax.core import registry
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.core.optimizer import Optimizer
+from mmgen_jax.core.sharding import Layout
 from mmgen_jax.data import text
 from mmgen_jax.losses import sequence
 from mmgen_jax.models import captioner
-from mmgen_jax.tasks.base import Batch, Metrics, Task
+from mmgen_jax.tasks.base import DTYPES, Batch, Metrics, Task, take_init_from
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+NEXT = """
+Next:
+  python scripts/caption.py --workdir {workdir} --figures /tmp/attention PATH...   # caption your own images
+  python scripts/evaluate.py --workdir {workdir} --split test                      # score another split
+  tail -n 3 {workdir}/metrics.jsonl                                                # every number of the run
+  ls {workdir}/figures                                                             # where it looked for each word
+"""
 
 
 def make_model(
@@ -26,23 +33,26 @@ def make_model(
     grid: int = 0,
     position: bool = True,
     dropout: float = 0.0,
+    pixels: str = "imagenet",
     vocab_size: int,
     dtype: Any = jnp.float32,
     axis: str | None = None,
 ) -> captioner.Captioner:
     """Build the captioner that a config describes; `name` says which tower (a file in nn/) and which decoder."""
-    encoder, decoder = dict(encoder), dict(decoder)
-    tower = registry.lookup("nn", encoder.pop("name")).make(dtype=dtype, axis_name=axis, **encoder)
+    decoder = dict(decoder)
+    tower = registry.build("nn", encoder, dtype=dtype, axis_name=axis)
     kind = registry.choose(captioner.DECODERS, decoder.pop("name"), "decoder")
     writer = registry.call(kind, decoder, "task.model.decoder", vocab_size=vocab_size, dtype=dtype)
-    return captioner.Captioner(tower, writer, grid=grid, position=position, dropout=dropout, dtype=dtype)
+    return captioner.Captioner(
+        tower, writer, grid=grid, position=position, dropout=dropout, pixels=pixels, dtype=dtype
+    )
 
 
 class Captioning(Task):
     """Maximise the probability of an image's captions.
 
     Args:
-      model: see `make_model`.
+      model: see `make_model`; `init_from` in the encoder's part starts it from other weights.
       decode: how "generate" writes, see `search`.
       label_smoothing: see losses/sequence.py.
       doubly_stochastic: lambda of the attention penalty, a caption's sum over its number of words.
@@ -62,14 +72,15 @@ class Captioning(Task):
         scheduled_steps: int = 1,
         dtype: str = "float32",
         optimizer: Optimizer,
-        axis: str | None,
+        layout: Layout,
         context: Mapping[str, Any],
     ):
-        super().__init__(optimizer, axis)
+        super().__init__(optimizer, layout)
         vocab_size = context["tokenizer"].vocab_size
         dtype = registry.choose(DTYPES, dtype, "dtype")
+        model, self.init_from = take_init_from(model)
         self.model = registry.call(
-            make_model, model, "task.model", vocab_size=vocab_size, dtype=dtype, axis=axis
+            make_model, model, "task.model", vocab_size=vocab_size, dtype=dtype, axis=self.axis
         )
         self._label_smoothing, self._doubly_stochastic = label_smoothing, doubly_stochastic
         self._scheduled_sampling, self._scheduled_steps = scheduled_sampling, scheduled_steps

@@ -11,6 +11,7 @@ import pytest
 from mmgen_jax import decoding
 from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core import optimizer as optimizer_lib
+from mmgen_jax.core import sharding
 from mmgen_jax.data.text import BOS, EOS, PAD, UNK
 from mmgen_jax.losses import sequence
 from mmgen_jax.tasks.captioning import Captioning
@@ -30,7 +31,7 @@ def make(decoder=RNN, decode=None, learning_rate=1e-2, **options):
         model={"encoder": TOWER, "decoder": decoder},
         decode={"max_len": T, **(decode or {})},
         optimizer=optimizer,
-        axis=None,
+        layout=sharding.make(devices=jax.devices()[:1]),
         context={"tokenizer": SimpleNamespace(vocab_size=V)},
         **options,
     )
