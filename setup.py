@@ -49,6 +49,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
         "wandb": ["wandb>=0.18"],
+        "search": ["faiss-cpu>=1.8"],
         "notebooks": ["jupyterlab>=4", "ipykernel"],
     },
 )

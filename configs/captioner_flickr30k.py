@@ -9,23 +9,15 @@ Everything else, and how it differs from the paper, is as in configs/captioner_c
 Reached here: not run; the data and the accelerator were not at hand.
 """
 
-import importlib.util
-from pathlib import Path
-
 import ml_collections
 
-from mmgen_jax.core.config import parse_arg
+from mmgen_jax.core.config import parse_arg, sibling
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (for tests), path (folder of the json and the images), steps, batch_size."""
     arg = parse_arg(arg, tiny=False, path="data/flickr30k", steps=25_000, batch_size=64)
-    spec = importlib.util.spec_from_file_location(
-        "captioner_coco", Path(__file__).with_name("captioner_coco.py")
-    )
-    coco = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(coco)
     tiny = "tiny," if arg.tiny else ""
-    return coco.get_config(
+    return sibling(__file__, "captioner_coco")(
         f"{tiny}path={arg.path},name=flickr30k,steps={arg.steps},batch_size={arg.batch_size}"
     )

@@ -16,12 +16,20 @@ from mmgen_jax.core.config import parse_arg
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (for tests), path (the Parquet file, with the splits train and dev), steps, batch_size."""
+    """Arguments: tiny (for tests), path (the Parquet file, with the splits train and dev), steps, batch_size,
+    init_from (weights or a run that starts the image tower, such as that of configs/dual_encoder_flickr8k.py)."""
     arg = parse_arg(
-        arg, tiny=False, path="../shared/data/flickr8k_96/data.parquet", steps=3000, batch_size=64
+        arg,
+        tiny=False,
+        path="../shared/data/flickr8k_96/data.parquet",
+        steps=3000,
+        batch_size=64,
+        init_from="",
     )
     steps, batch_size, size, max_len = (4, 8, 32, 12) if arg.tiny else (arg.steps, arg.batch_size, 96, 20)
-    encoder = dict(name="resnet", stages=(2, 2, 2), block="basic", width=8 if arg.tiny else 40)
+    encoder = dict(
+        name="resnet", stages=(2, 2, 2), block="basic", width=8 if arg.tiny else 40, init_from=arg.init_from
+    )
     features = 32 if arg.tiny else 320
     decoder = dict(
         name="rnn",

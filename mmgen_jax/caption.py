@@ -3,42 +3,19 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmgen_jax import figures as figures_lib
+from mmgen_jax import image_files
 from mmgen_jax.core import config as config_lib
-from mmgen_jax.data import transforms
 from mmgen_jax.data.loader import stack
-from mmgen_jax.data.quarantine import BrokenExample, read_bytes
+from mmgen_jax.data.quarantine import BrokenExample
 from mmgen_jax.evaluate import load
 from mmgen_jax.evaluators.captions import attend
-from mmgen_jax.experiment import Experiment
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and the images below the given folders in order of name.
-
-    Raises:
-      FileNotFoundError: a path does not exist, or a folder holds no image.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise FileNotFoundError(f"No image in {path}: looked for {', '.join(SUFFIXES)}.")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"No file or folder {path}.")
-    return found
 
 
 def caption_files(
@@ -67,7 +44,7 @@ def caption_files(
       FileNotFoundError: there is no such path, or no such run.
       ValueError: the run has no evaluation whose transforms it could take over, or options contradict each other.
     """
-    files = find_images(paths)
+    files = image_files.find_images(paths)
     chosen = _search(workdir, decode)
     overrides = {f"task.decode.{key}": value for key, value in chosen.items()}
     if seed is not None:
@@ -79,9 +56,9 @@ def caption_files(
     batch_size = -(-batch_size // experiment.layout.cuts) * experiment.layout.cuts
     predict = experiment.predictor(params, variables)
     tokenizer = experiment.pipeline.tokenizer
-    prepare = _preparation(experiment)
+    prepare = image_files.preparation(experiment)
     with out.open("w", encoding="utf-8") if out else contextlib.nullcontext(sys.stdout) as stream:
-        for group, images in _batches(files, prepare, batch_size):
+        for group, images in image_files.batches(files, prepare, batch_size):
             rows = [image for image in images if isinstance(image, np.ndarray)]
             written = iter(_caption(predict, rows, batch_size) if rows else ())
             drawn = []
@@ -113,46 +90,9 @@ def _search(workdir: Path, decode: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _preparation(experiment: Experiment) -> list:
-    """The transforms of the run's first evaluation, which augment nothing, in a form that takes files."""
-    if not experiment.evaluators:
-        raise ValueError(
-            f"The run in {experiment.workdir} has no evaluations, whose transforms would say how to read images."
-        )
-    name, evaluator = next(iter(experiment.evaluators.items()))
-    if "decode" in experiment.config.evals[name].transforms:
-        return evaluator.transforms
-    # The source makes arrays of the right size, as scenes does: files are cut to that size.
-    height, width = evaluator.source[0]["image"].shape[:2]
-    cut = [
-        transforms.decode(),
-        transforms.resize(max(height, width)),
-        transforms.center_crop((height, width)),
-    ]
-    return cut + evaluator.transforms
-
-
-def _batches(files: list[Path], prepare: Sequence, size: int) -> Iterator[tuple[list[Path], list]]:
-    """Groups of files with their images, uint8 [H, W, 3], or the reason why there is none."""
-    rng = np.random.default_rng(0)
-    for i in range(0, len(files), size):
-        images = []
-        for path in files[i : i + size]:
-            try:
-                # The transforms of an evaluation also want captions; an empty one does no harm.
-                example = {"image": read_bytes(path), "captions": [""]}
-                for transform in prepare:
-                    example = transform(example, rng)
-                images.append(example["image"])
-            except BrokenExample as broken:
-                images.append(broken)
-        yield files[i : i + size], images
-
-
 def _caption(predict: Any, images: list[np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
     """Predictions image by image; the batch is filled up, so that every call has one shape."""
-    batch = stack([{"image": images[i % len(images)]} for i in range(size)])
-    output, _ = predict("generate", batch)
+    output, _ = predict("generate", stack([{"image": image} for image in images], size))
     return [{name: value[i] for name, value in output.items()} for i in range(len(images))]
 
 

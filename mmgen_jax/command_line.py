@@ -76,7 +76,7 @@ def _need_config_file(path: Path) -> None:
         sys.exit(f"error: No config file {path}.{registry.nearest(str(path), files)}")
 
 
-def check_out(path: Path | None) -> None:
+def check_out(path: Path | None, flag: str = "--out") -> None:
     """Make the folder of an output file and see that the file can be written, before the work and not after it.
 
     Raises:
@@ -88,7 +88,7 @@ def check_out(path: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise OSError(f"Cannot write --out {path}: {error.strerror}.") from error
+        raise OSError(f"Cannot write {flag} {path}: {error.strerror}.") from error
 
 
 def tell(main: Callable[[], Any]) -> int:

@@ -34,7 +34,7 @@ def load(
     config.update_from_flattened_dict(overrides or {})
     # A finished run is read on whatever devices are at hand, not on those that trained it.
     config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1})
-    experiment = Experiment(config, workdir)
+    experiment = Experiment(config, workdir, finished=True)
     checkpointer = experiment.checkpointer()
     params, variables, step = checkpointer.restore_for_eval(experiment.abstract, experiment.shardings, step)
     checkpointer.close()

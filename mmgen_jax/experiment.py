@@ -14,7 +14,8 @@ from mmgen_jax.core import optimizer as optimizer_lib
 from mmgen_jax.core import parallel, registry, sharding
 from mmgen_jax.core.checkpoint import Checkpointer
 from mmgen_jax.core.state import State
-from mmgen_jax.data.pipeline import Pipeline
+from mmgen_jax.data.pipeline import SHAPES, Pipeline
+from mmgen_jax.pretrained import load as pretrained
 
 
 class WorkdirError(ValueError):
@@ -27,37 +28,53 @@ class Experiment:
     Args:
       config: as every file in configs/ returns it; strictly checked.
       workdir: where the run lives; None writes nothing and trains the tokenizer anew.
+      finished: only use the run; the data sets need not be there until something reads them.
 
     Attributes:
       layout: mesh, mode and sharding rules.
       pipeline: the training data and the tokenizer.
       task: the network with its objective.
       abstract, shardings: the State's shapes, and where each array lives.
+      reports: what `init` took from the weights of other models.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path | None = None):
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: Path | None = None, *, finished: bool = False
+    ):
         config_lib.check(config)
         self.config, self.workdir = config, workdir
         self.layout = registry.call(sharding.make, config.mesh, "mesh")
         process = (jax.process_index(), jax.process_count())
         self.pipeline = registry.call(
-            Pipeline, config.data, "data", workdir=workdir, seed=config.seed, process=process
+            Pipeline,
+            config.data,
+            "data",
+            workdir=workdir,
+            seed=config.seed,
+            process=process,
+            finished=finished,
         )
         options = {"steps": config.steps, **config.optimizer}
         optimizer = registry.call(optimizer_lib.make, options, "optimizer")
-        task = dict(config.task)
+        task = config.task.to_dict()
         make = registry.lookup("tasks", task.pop("name")).make
         self.task = registry.call(
             make,
             task,
             "task",
             optimizer=optimizer,
-            axis=parallel.axis_of(self.layout),
+            layout=self.layout,
             context=self.pipeline.context,
         )
         self.abstract: State = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings: State = sharding.infer(self.abstract, self.layout)
         self.evaluators = {name: self._evaluator(name, dict(spec)) for name, spec in config.evals.items()}
+        if not finished:
+            # Data that is not there shows now, and not hours later at the first evaluation.
+            for name, part in {"data": self.pipeline, **self.evaluators}.items():
+                if not len(part.source):
+                    raise ValueError(f"{name}: the source holds no example.")
+        self.reports: list[pretrained.Report] = []
         self._compiled: dict[str, Callable] = {}
 
     def _init(self, rng: jax.Array) -> State:
@@ -69,11 +86,26 @@ class Experiment:
         return registry.call(make, spec, f"evals.{name}", pipeline=self.pipeline)
 
     def init(self) -> State:
-        """The state before the first step; a function of the config's seed alone."""
-        return jax.jit(self._init, out_shardings=self.shardings)(jax.random.key(self.config.seed))
+        """The state before the first step: a function of the config's seed, and of the files that `init_from` names.
+
+        What was taken from those, and what was not, stays in `reports`.
+        """
+        key = jax.random.key(self.config.seed)
+        if not self.task.init_from:
+            return jax.jit(self._init, out_shardings=self.shardings)(key)
+        # Whole on every process, where files are read; then each array goes to its place.
+        whole = jax.tree.map(lambda _: self.layout.replicated, self.shardings)
+        state = jax.jit(self._init, out_shardings=whole)(key)
+        params, variables, self.reports = pretrained.load_all(
+            *jax.device_get((state.params, state.variables)),
+            self.task.init_from,
+            tokenizer=self.pipeline.tokenizer.fingerprint,
+        )
+        ema = {name: params[name] for name in state.ema}
+        return jax.device_put(state.replace(params=params, variables=variables, ema=ema), self.shardings)
 
     def settle(self) -> None:
-        """Write config.json and tokenizer.json: the workdir is this config's from now on.
+        """Write config.json, tokenizer.json and example.json: the workdir is this config's from now on.
 
         Called once everything is built, so that a config with a mistake in it claims no workdir.
         """
@@ -86,6 +118,7 @@ class Experiment:
                     lambda p: p.write_text(config_lib.to_json(self.config) + "\n", encoding="utf-8"),
                 ),
                 ("tokenizer.json", self.pipeline.tokenizer.save),
+                (SHAPES, self.pipeline.save_shapes),
             ):
                 part = self.workdir / f"{name}.part"
                 write(part)

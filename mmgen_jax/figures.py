@@ -1,11 +1,14 @@
-"""Pictures of attention: an image, its caption, and where the model looked for each word."""
+"""Pictures: attention (an image, its caption, where the model looked for each word), and contact sheets of search results."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+FRAME = (0.1, 0.65, 0.2)  # of a marked image
 
 
 def attention(
@@ -52,6 +55,59 @@ def attention(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
+
+
+def contact_sheet(
+    path: Path,
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    captions: Sequence[Sequence[str]],
+    marks: Sequence[Sequence[bool]] | None = None,
+) -> Path:
+    """Write a PNG with a line of images under each title: what was asked, and what was found.
+
+    Args:
+      path: the file to write.
+      rows: images, uint8 [H, W, 3] of any size; rows may differ in length.
+      titles: one a row.
+      captions: a text under each image; long ones are wrapped.
+      marks: which images get a frame, such as the right answers; None frames none.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max((len(row) for row in rows), default=1) or 1
+    wrapped = [[_wrap(text, 20) for text in row] for row in captions]
+    lines = [max((text.count("\n") + 1 if text else 0 for text in row), default=0) for row in wrapped]
+    heights = [1.4 + 0.45 + 0.13 * count for count in lines]
+    figure = Figure(figsize=(1.4 * max(columns, 3) + 0.2, sum(heights) + 0.1), layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0] if rows else ()
+    marks = marks or [[False] * len(row) for row in rows]
+    for part, images, title, texts, marked in zip(parts, rows, titles, wrapped, marks, strict=True):
+        part.suptitle(_plain(title), fontsize=9, x=0.01, ha="left", fontweight="bold")
+        axes = part.subplots(1, max(columns, 3), squeeze=False)[0]
+        for axis in axes[len(images) :]:
+            axis.axis("off")
+        for axis, image, text, mark in zip(axes, images, texts, marked, strict=False):
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(text, fontsize=7, labelpad=4)
+            axis.spines[:].set(color=FRAME, linewidth=4, visible=bool(mark))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _plain(text: str) -> str:
+    """Dollar signs as themselves: two of them would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def _wrap(text: str, width: int, most: int = 5) -> str:
+    """Lines of about `width` letters, at most `most` of them."""
+    lines = textwrap.wrap(text, width, max_lines=most, placeholder=" ...")
+    return _plain("\n".join(lines))
 
 
 def _overlay(axis: Any, image: np.ndarray, weights: np.ndarray) -> None:

@@ -28,14 +28,6 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, 
 PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 
-NEXT = """
-Next:
-  python scripts/caption.py --workdir {workdir} --figures /tmp/attention PATH...   # caption your own images
-  python scripts/evaluate.py --workdir {workdir} --split test                      # score another split
-  tail -n 3 {workdir}/metrics.jsonl                                                # every number of the run
-  ls {workdir}/figures                                                             # where it looked for each word
-"""
-
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -45,11 +37,12 @@ def main(argv: list[str]) -> None:
         start_jax(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value)
         import jax
 
+        from mmgen_jax.core import registry
         from mmgen_jax.train import train
 
         train(CONFIG.value, WORKDIR.value, override=OVERRIDE.value)
         if jax.process_index() == 0:
-            print(NEXT.format(workdir=WORKDIR.value))
+            print(registry.lookup("tasks", CONFIG.value.task.name).NEXT.format(workdir=WORKDIR.value))
 
     sys.exit(tell(run))
 

@@ -1,30 +1,31 @@
 """scripts/benchmark.py in tiny form: every peer computes the same, and the report holds what it promises."""
 
-import importlib.util
+import importlib
 import json
 import math
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "benchmark.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmarks():
+    """The modules of scripts/benchmarks/."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        names = ("harness", "captioner", "dual_encoder")
+        yield SimpleNamespace(**{name: importlib.import_module(f"benchmarks.{name}") for name in names})
 
 
-def run(script_env, *args):
-    command = [sys.executable, str(SCRIPT), "captioner", *args]
+def run(script_env, model, *args):
+    command = [sys.executable, str(SCRIPT), model, *args]
     done = subprocess.run(command, env=script_env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -37,7 +38,7 @@ def printed_and_report(script_env, tmp_path_factory):
     rows = ["train", "beam", "loop_scenes", "loop_flickr8k"]
     # One thread: those of PyTorch wait for each other in a busy loop, for long where tests share the cores.
     options = ["--threads", "1", "--flickr8k", "absent.parquet", "--out", str(out)]
-    printed = run(script_env, "--quick", "--only", *rows, *options)
+    printed = run(script_env, "captioner", "--quick", "--only", *rows, *options)
     return printed, json.loads(out.read_text())
 
 
@@ -89,28 +90,34 @@ def test_what_is_missing_is_told(printed_and_report):
     assert "compiled was not measured: no answer within 1 s" in printed
 
 
-def test_a_process_that_ends_says_why(benchmark, tmp_path):
-    spec = {"row": "loop_nowhere", "peer": "bare", "device": "cpu", "threads": 1, "quick": True}
-    spec["sizes"] = benchmark.QUICK
+def test_a_process_that_ends_says_why(benchmarks, tmp_path):
+    harness = benchmarks.harness
+    spec = {"model": "captioner", "row": "loop_nowhere", "peer": "bare", "device": "cpu", "threads": 1}
+    spec |= {"quick": True, "sizes": benchmarks.captioner.QUICK}
     with (
-        benchmark.Process(spec, tmp_path) as process,
-        pytest.raises(benchmark.NotMeasured, match=r"captioner_nowhere\.py.*exit status 1"),
+        harness.Process(spec, tmp_path) as process,
+        pytest.raises(harness.NotMeasured, match=r"captioner_nowhere\.py.*exit status 1"),
     ):
         process.answer(60)
 
 
-def test_agreement(benchmark):
+def test_agreement_of_captions(benchmarks):
     mine = {"tokens": [[[4, 2, 0], [5, 2, 0]]], "scores": [[-1.0, -2.0]]}
     other = {"tokens": [[[4, 2, 0], [6, 2, 0]]], "scores": [[-1.0, -2.25]]}
-    assert benchmark.agreement(mine, other) == {
-        "equal": 1,
-        "of": 2,
-        "largest_score_difference": 0.25,
-        "score_differences_where_unequal": [0.25],
+    assert benchmarks.captioner.compare(mine, {"peer": other}) == {
+        "agreement": {
+            "peer": {
+                "equal": 1,
+                "of": 2,
+                "largest_score_difference": 0.25,
+                "score_differences_where_unequal": [0.25],
+            }
+        },
+        "words": {"shortest": 2, "mean": 2, "longest": 2},
     }
 
 
-def test_kernels_of_compiled_loops(benchmark):
+def test_kernels_of_compiled_loops(benchmarks):
     """More work in the loop costs more, work outside nothing; loops of other lengths do not count."""
 
     def program(inside, outside):
@@ -126,10 +133,10 @@ def test_kernels_of_compiled_loops(benchmark):
 
         return jax.jit(fn).lower(jnp.ones((4, 4))).compile().as_text()
 
-    one, two, more = (benchmark.kernels_a_word(program(*n), 7) for n in ((1, 0), (2, 0), (1, 2)))
+    one, two, more = (benchmarks.captioner.kernels_a_word(program(*n), 7) for n in ((1, 0), (2, 0), (1, 2)))
     assert 0 < one < two
     assert more == one
-    assert benchmark.kernels_a_word(program(1, 0), 8) is None
+    assert benchmarks.captioner.kernels_a_word(program(1, 0), 8) is None
 
 
 # What a GPU's compiler writes: a command buffer is a call, a library's product a custom-call.
@@ -171,13 +178,84 @@ ENTRY %main (a: (s32[], f32[4])) -> (s32[], f32[4]) {
 """
 
 
-def test_kernels_of_a_gpu_program(benchmark):
+def test_kernels_of_a_gpu_program(benchmarks):
     known, unknown = 3, 3 + 1
-    assert benchmark.kernels_a_word(GPU_PROGRAM, 20) == known + unknown
-    assert benchmark.kernels_a_word(GPU_PROGRAM, 5) == unknown
+    assert benchmarks.captioner.kernels_a_word(GPU_PROGRAM, 20) == known + unknown
+    assert benchmarks.captioner.kernels_a_word(GPU_PROGRAM, 5) == unknown
 
 
-def test_help_teaches(script_env):
-    text = run(script_env, "--help")
-    assert "loop_flickr8k" in text
+@pytest.mark.parametrize("model, row", [("captioner", "loop_flickr8k"), ("dual_encoder", "embed_image")])
+def test_help_teaches(script_env, model, row):
+    text = run(script_env, model, "--help")
+    assert row in text
     assert "examples:" in text
+    assert "keeps to the same cores" in text
+
+
+def test_dual_encoder_report(script_env, tmp_path):
+    out = tmp_path / "report.json"
+    options = ["--quick", "--only", "loss_4k", "--threads", "1", "--out", str(out)]
+    printed = run(script_env, "dual_encoder", *options)
+    report = json.loads(out.read_text())
+    assert (report["model"], list(report["rows"])) == ("dual_encoder", ["loss_4k"])
+    row = report["rows"]["loss_4k"]
+    assert row["targets"] == {"plain": pytest.approx(1 / 1.15)}
+    assert row["peers"]["ours"]["peak_bytes"] > 2**20
+    assert row["peers"]["ours"]["temporary_bytes"] > 0
+    assert row["ratios"]["plain"] > 0
+    assert row["agreement"]["plain"]["gradients"]["largest_difference"] < 1e-5
+    assert "gradients of plain differ from ours by" in printed
+    assert "relative" in printed
+
+
+@pytest.fixture(scope="module")
+def dual_encoder(benchmarks, tmp_path_factory):
+    """(suite, spec) with the inputs made, all of it in this process."""
+    suite, path = benchmarks.dual_encoder, tmp_path_factory.mktemp("dual_encoder") / "inputs.npz"
+    spec = {"device": "cpu", "threads": 1, "quick": True, "dtype": "float32", "sizes": suite.QUICK}
+    spec |= {"rows": list(suite.ROWS), "inputs": str(path)}
+    suite.make_inputs(spec)
+    return suite, spec
+
+
+ROWS = ["train_vit", "train_rn50", "embed_image", "embed_text", "loss_4k", "loss_64k", "loss_1m", "score"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_dual_encoder_peers_compute_the_same(dual_encoder, row):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    suite, spec = dual_encoder
+    facts = {}
+    for peer in ("ours", *suite.ROWS[row].peers):
+        assert suite.missing({**spec, "row": row, "peer": peer}) is None
+        if peer != "compiled":
+            facts[peer], measure = suite.peer({**spec, "row": row, "peer": peer})
+            assert facts[peer]["batch"] > 0
+            assert min(measure(2)) > 0
+    for peer, found in facts.items():
+        if "loss" in found:
+            assert found["loss"] == pytest.approx(facts["ours"]["loss"], rel=1e-4), peer
+    outputs = {peer: found["outputs"] for peer, found in facts.items() if "outputs" in found}
+    assert "loss" in facts["ours"] or outputs
+    if outputs:
+        for peer, same in suite.compare(outputs["ours"], outputs)["agreement"].items():
+            for found in same.values():
+                assert found.get("equal") == found.get("of"), peer
+                assert found.get("largest_difference", 0.0) < 1e-4, peer
+
+
+def test_what_does_not_fit_is_told(benchmarks):
+    suite = benchmarks.dual_encoder
+    spec = {"device": "cpu", "quick": False, "row": "loss_64k", "peer": "plain"}
+    sizes = {**suite.FULL, "pairs": {"loss_64k": 2**22}}
+    assert "matrices of 65536 GiB do not fit" in suite.missing({**spec, "sizes": sizes})
+    assert suite.missing({**spec, "sizes": sizes, "peer": "ours"}) is None
+    assert "CPU" in suite.missing({**spec, "sizes": sizes, "row": "loss_1m", "peer": "ours"})
+
+
+def test_sizes_have_a_value_for_every_row(benchmarks):
+    suite = benchmarks.dual_encoder
+    for sizes in suite.SIZES.values():
+        assert sizes.keys() == suite.FULL.keys()
+        assert sizes["batch"].keys() | sizes["pairs"].keys() | {"score"} == suite.ROWS.keys()

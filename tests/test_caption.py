@@ -10,8 +10,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mmgen_jax.caption import _search, find_images
+from mmgen_jax.caption import _search
 from mmgen_jax.data.scenes import Scenes
+from mmgen_jax.image_files import find_images
 
 
 @pytest.fixture(scope="module")

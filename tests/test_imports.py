@@ -14,11 +14,11 @@ PACKAGE = ROOT / "mmgen_jax"
 # Each layer may import itself and those above it in this list. Modules in one layer may meet, except PEERS.
 LAYERS = (
     ("core",),
-    ("data", "nn", "losses", "scores", "decoding"),
+    ("data", "nn", "losses", "scores", "decoding", "ranking"),
     ("models",),
     ("tasks", "evaluators", "pretrained", "figures"),
     ("experiment",),
-    ("train", "evaluate", "caption", "plan"),
+    ("train", "evaluate", "caption", "search", "image_files", "plan"),
     ("command_line",),
 )
 PEERS = ({"tasks", "evaluators"}, {"data", "nn"}, {"data", "losses"}, {"nn", "losses"}, {"scores", "nn"})

@@ -1,14 +1,16 @@
-"""The PyTorch peers of the benchmark compute the same thing as each other, and as our ResNet."""
+"""The PyTorch peers of the benchmark compute the same thing as each other, and as our ResNet.
 
-import importlib.util
+That they compute what our dual encoder does is in test_benchmark.py.
+"""
+
+import importlib
 import itertools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from mmgen_jax import decoding
 from mmgen_jax.models.captioner import RnnDecoder
@@ -17,14 +19,21 @@ from mmgen_jax.nn import resnet
 torch = pytest.importorskip("torch")
 
 
+def module(name):
+    """A module of scripts/peers/."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        return importlib.import_module(f"peers.{name}")
+
+
 @pytest.fixture(scope="module")
 def peers():
-    path = Path(__file__).parents[1] / "scripts" / "peers" / "captioner_torch.py"
-    spec = importlib.util.spec_from_file_location("captioner_torch", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["captioner_torch"] = module
-    spec.loader.exec_module(module)
-    return module
+    return module("captioner_torch")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return module("dual_encoder_torch")
 
 
 @pytest.fixture
@@ -189,3 +198,97 @@ def test_end_to_end_step(peers):
     losses = [float(step(image, batch()[1])) for _ in range(3)]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
+
+
+def random_clip(clip):
+    """A small model with random weights."""
+    rng = np.random.default_rng(0)
+    block = {"ln_1.weight": (64,), "ln_1.bias": (64,), "ln_2.weight": (64,), "ln_2.bias": (64,)}
+    block |= {"attn.in_proj_weight": (192, 64), "attn.in_proj_bias": (192,)}
+    block |= {"attn.out_proj.weight": (64, 64), "attn.out_proj.bias": (64,)}
+    block |= {"mlp.c_fc.weight": (256, 64), "mlp.c_fc.bias": (256,)}
+    block |= {"mlp.c_proj.weight": (64, 256), "mlp.c_proj.bias": (64,)}
+    norm = lambda name: {f"{name}.weight": (64,), f"{name}.bias": (64,)}
+    blocks = {f"transformer.resblocks.0.{name}": shape for name, shape in block.items()}
+    shapes = {"token_embedding.weight": (20, 64), "positional_embedding": (6, 64), "text_projection": (64, 8)}
+    shapes |= {
+        "logit_scale": (),
+        **blocks,
+        **norm("ln_final"),
+        **norm("visual.ln_pre"),
+        **norm("visual.ln_post"),
+    }
+    shapes |= {f"visual.{name}": shape for name, shape in blocks.items()}
+    shapes |= {"visual.conv1.weight": (64, 3, 8, 8), "visual.class_embedding": (64,), "visual.proj": (64, 8)}
+    shapes |= {"visual.positional_embedding": (5, 64)}
+    weights = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    return clip.CLIP(weights, eos=19), weights
+
+
+def clip_batch():
+    rng = np.random.default_rng(1)
+    tokens = np.array([[18, 3, 19, 0, 0, 0], [18, 5, 6, 7, 8, 19], [18, 19, 0, 0, 0, 0]])
+    image = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+    return image, tokens
+
+
+def test_clip_ignores_what_follows_the_text(clip):
+    model, _ = random_clip(clip)
+    tokens = torch.as_tensor(clip_batch()[1])
+    other = tokens.clone()
+    other[0, 3:], other[2, 2:] = 19, 7
+    with torch.inference_mode():
+        torch.testing.assert_close(model.embed_text(tokens), model.embed_text(other))
+        assert not torch.allclose(model.embed_text(tokens)[0], model.embed_text(tokens)[1])
+
+
+def test_clip_refuses_other_weights(clip):
+    _, weights = random_clip(clip)
+    weights["visual.more"] = weights["logit_scale"]
+    with pytest.raises(ValueError, match=r"visual\.more.* unexpected"):
+        clip.CLIP(weights, eos=19)
+
+
+def test_clip_loss_equals_numpy(clip):
+    rng = np.random.default_rng(0)
+    image, text = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
+    loss, image_grad, text_grad, scale_grad = clip.loss_gradients(
+        torch.tensor(image), torch.tensor(text), torch.tensor(3.0)
+    )
+
+    def value(image, text, scale):
+        logits = scale * image @ text.T
+        total = np.log(np.exp(logits).sum(1)).mean() + np.log(np.exp(logits).sum(0)).mean()
+        return total / 2 - np.diag(logits).mean()
+
+    image, text = image.astype(np.float64), text.astype(np.float64)
+    assert float(loss) == pytest.approx(value(image, text, 3.0), rel=1e-5)
+    nudge = np.zeros_like(image)
+    nudge[2, 1] = 1e-5
+    slopes = [
+        (value(image + nudge, text, 3.0) - value(image - nudge, text, 3.0)) / 2e-5,
+        (value(image, text + nudge, 3.0) - value(image, text - nudge, 3.0)) / 2e-5,
+        (value(image, text, 3.0 + 1e-5) - value(image, text, 3.0 - 1e-5)) / 2e-5,
+    ]
+    np.testing.assert_allclose([image_grad[2, 1], text_grad[2, 1], scale_grad], slopes, rtol=1e-4)
+
+
+def test_clip_step_learns(clip):
+    model, _ = random_clip(clip)
+    image, tokens = clip_batch()
+    pixels = clip.pixels(image)
+    assert pixels.shape == (3, 3, 16, 16)
+    step = clip.make_train_step(model, compiled=False, device="cpu", dtype="float32", learning_rate=1e-3)
+    losses = [float(step(pixels, tokens)) for _ in range(10)]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_ranks_equal_numpy(clip):
+    """Small integers tie often; a tie counts against the query."""
+    rng = np.random.default_rng(0)
+    queries, keys = (rng.integers(-2, 3, (n, 4)).astype(np.float32) for n in (7, 15))
+    query_id, key_id = np.arange(7), rng.permutation(np.r_[np.arange(7), rng.integers(0, 7, 8)])
+    got = clip.ranks(*map(torch.tensor, (queries, keys, query_id, key_id)), block=3)
+    scores, own = queries @ keys.T, query_id[:, None] == key_id
+    best = np.where(own, scores, -np.inf).max(1, keepdims=True)
+    np.testing.assert_array_equal(got, 1 + ((scores >= best) & ~own).sum(1))

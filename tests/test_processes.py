@@ -33,6 +33,24 @@ def get_config(arg=None):
     return config
 """
 
+# Retrieval gathers embeddings, zero-shot embeds texts that no loader cuts, the probe reads two data sets.
+DUAL = """
+import runpy
+def get_config(arg=None):
+    config = runpy.run_path({path!r})["get_config"]("tiny")
+    source = dict(name="scenes", size=24, max_objects=1, length=64)
+    config.data.update(source=dict(source, split="train"), batch_size=8)
+    held = dict(source=dict(source, split="val", length=11), batch_size=8)
+    config.evals = dict(
+        retrieval=dict(held, name="retrieval", transforms="text(24, per_image=5, which='first')", pictures=2),
+        zero_shot=dict(held, name="zero_shot", transforms="resize(24)", max_len=24),
+        probe=dict(held, name="linear_probe", transforms="resize(24)", train_source=dict(source, length=20), c=1.0),
+    )
+    config.optimizer = dict(name="sgd", learning_rate=0.1, schedule="constant")
+    config.steps, config.log_every = 2, 1
+    return config
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -132,6 +150,34 @@ def test_evaluation_counts_every_example_once(one, two):
     captions = [[json.loads(line)["caption"] for line in text.splitlines()] for text in (left, right)]
     assert captions[0] == captions[1]
     assert len(set(captions[0])) > 5, "samples differ from image to image"
+
+
+def test_retrieval_and_classification_are_the_same(tmp_path, script_env):
+    path = str(ROOT / "configs" / "dual_encoder_scenes.py")
+    (tmp_path / "config.py").write_text(DUAL.format(path=path))
+    processes = start_two(tmp_path, "two", script_env)
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    env = {**script_env, "JAX_NUM_CPU_DEVICES": "2"}
+    done = subprocess.run(command(tmp_path, "one"), env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    scores, files = [], []
+    for workdir in (tmp_path / "one", tmp_path / "two"):
+        merged = {key: value for row in rows(workdir) for key, value in row.items()}
+        scores.append(
+            {k: v for k, v in merged.items() if k.startswith(("retrieval/", "zero_shot/", "probe/"))}
+        )
+        files.append({path.name: path for path in (workdir / "predictions").iterdir()})
+        assert (workdir / "figures" / "retrieval_000002.png").exists()
+    assert scores[0].keys() == scores[1].keys() and len(scores[0]) == 14 + 2 * 5
+    for name, value in scores[0].items():
+        np.testing.assert_allclose(scores[1][name], value, rtol=1e-5, err_msg=name)
+    assert files[0].keys() == files[1].keys() and len(files[0]) == 5
+    for name in ("zero_shot_000002.jsonl", "zero_shot_000002.txt", "probe_000002.jsonl"):
+        assert files[0][name].read_text() == files[1][name].read_text(), name
+    found = [[json.loads(line) for line in paths["retrieval_000002.jsonl"].open()] for paths in files]
+    assert [record["index"] for record in found[0]] == list(range(11))
+    assert [record["rank"] for record in found[0]] == [record["rank"] for record in found[1]]
 
 
 def test_a_signal_to_one_stops_both(folder, script_env):

@@ -1,5 +1,7 @@
 """What every evaluator does: run a named prediction over a whole data set, on any number of processes."""
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +11,8 @@ import numpy as np
 from mmgen_jax.data import sources
 from mmgen_jax.data.loader import loader
 from mmgen_jax.data.pipeline import Pipeline
+from mmgen_jax.scores import classification
+from mmgen_jax.scores.signature import sign
 
 # (name, this process's batch) -> (predictions, whole batch), the rows of all processes, on the host.
 Predict = Callable[[str, Mapping[str, np.ndarray]], tuple[dict, dict]]
@@ -39,8 +43,12 @@ class Evaluator:
 
     def __init__(self, *, source: Mapping[str, Any], transforms: str, batch_size: int, pipeline: Pipeline):
         self.spec, self.batch_size, self.pipeline = dict(source), batch_size, pipeline
-        self.source = sources.make(source)
         self.transforms = pipeline.parse(transforms)
+
+    @functools.cached_property
+    def source(self) -> sources.Source:
+        """The data set; opened when it is first asked for, since what else a run can do needs none."""
+        return sources.make(self.spec)
 
     def run(self, predict: Predict, figure: Path) -> dict[str, float]:
         """Score the data set; a picture, if there is one to make, goes to `figure` (on every process: let the first draw)."""
@@ -81,6 +89,80 @@ class Evaluator:
             outputs.append({key: value[keep] for key, value in output.items()})
             inputs.append({key: value[keep] for key, value in given.items() if key != "image"})
         return _concatenate(outputs), _concatenate(inputs)
+
+
+class Labelled(Evaluator):
+    """A data set whose images have classes: its source has `classes`, their names, and its examples have "label"."""
+
+    @functools.cached_property
+    def source(self) -> sources.Source:
+        source = sources.make(self.spec)
+        if not hasattr(source, "classes"):
+            raise ValueError(
+                f'The source "{self.spec["name"]}" has no classes, which {type(self).__name__} needs. Sources with labels are idx, '
+                "parquet with its argument label, and scenes with max_objects=1."
+            )
+        return source
+
+    def outputs(self, predict: Predict, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        outputs, inputs = super().outputs(predict, name)
+        if "label" not in inputs:
+            raise ValueError(
+                f'The examples of "{self.spec["name"]}" come without "label": leave caption(...) out of the transforms.'
+            )
+        return outputs, inputs
+
+
+class Classification(Labelled):
+    """Scores of whoever gives each image scores over the source's classes; a subclass has `kind`, `judge` and `how`.
+
+    Scores: those of scores/classification.py.
+    """
+
+    kind: str
+
+    def judge(self, predict: Predict) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """-> ("index" and "label" [N] of every example that is not broken, scores float [N, K])."""
+        raise NotImplementedError
+
+    def how(self) -> dict[str, Any]:
+        """What the signature says beside the numbers of examples and classes."""
+        raise NotImplementedError
+
+    def run(self, predict: Predict, figure: Path) -> dict[str, float]:
+        """Classify and score; there is no picture. The answers stay until the next run."""
+        del figure
+        inputs, self._scores = self.judge(predict)
+        self._index, self._label = inputs["index"], inputs["label"]
+        return classification.score(self._label, self._scores)
+
+    def table(self, scores: dict[str, float]) -> dict[str, Row]:
+        """The scores x 100; shares with Wilson's interval; as floor always the most frequent class."""
+        floor = classification.floor(self._label, len(self.source.classes))
+        rows = {}
+        for name, value in scores.items():
+            interval = None
+            if name.startswith("top"):
+                low, high = classification.wilson(value, len(self._label))
+                interval = 100 * low, 100 * high
+            rows[name] = Row(100 * value, interval, 100 * floor[name])
+        return rows
+
+    def signature(self, **how: Any) -> str:
+        split = self.spec.get("split", self.spec["name"])
+        counts = {"classes": len(self.source.classes), "n": len(self._label)}
+        return sign(self.kind, **self.how(), **counts, split=split, **how)
+
+    def write(self, path: Path) -> None:
+        """The answers as JSON lines (index, label, predicted), and beside them scikit-learn's report as text."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names, predicted = self.source.classes, self._scores.argmax(axis=1)
+        with path.open("w", encoding="utf-8") as file:
+            for index, label, answer in zip(self._index, self._label, predicted, strict=True):
+                record = {"index": int(index), "label": names[label], "predicted": names[answer]}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        report = classification.report(self._label, predicted, names)
+        path.with_suffix(".txt").write_text(report, encoding="utf-8")
 
 
 def _concatenate(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

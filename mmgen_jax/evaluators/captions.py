@@ -13,6 +13,7 @@ from mmgen_jax.data import text
 from mmgen_jax.data.pipeline import Pipeline
 from mmgen_jax.evaluators.base import Evaluator, Predict, Row
 from mmgen_jax.scores import captions as scores_lib
+from mmgen_jax.scores.classification import wilson
 
 
 class Captions(Evaluator):
@@ -111,7 +112,7 @@ class Captions(Evaluator):
             above = 100 * ceiling[name] if ceiling else None
             rows[name] = Row(100 * scores[name], (100 * low, 100 * high), 100 * floors[name], above)
         if "truth" in scores:
-            low, high = _wilson(scores["truth"], len(self.hypotheses))
+            low, high = wilson(scores["truth"], len(self.hypotheses))
             truth = np.mean(
                 [self.source.is_true(record["index"], constants["cider"]) for record in self.records]
             )
@@ -153,13 +154,6 @@ def attend(predict: Predict, images: Sequence[np.ndarray], tokens: np.ndarray, b
         # Rows of other processes follow this one's.
         weights.append(predict("attend", batch)[0]["weights"][:batch_size, 0])
     return np.concatenate(weights)[: len(images)]
-
-
-def _wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of n (Wilson, 1927); a bootstrap of 1000 true captions in 1000 would claim no doubt."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 make = Captions

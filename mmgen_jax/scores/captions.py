@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgen_jax import __version__
 from mmgen_jax.core.registry import choose
 from mmgen_jax.scores.ptb import tokenize
+from mmgen_jax.scores.signature import sign
 
 ORDERS = 4  # n-grams of one to four words, in BLEU and in CIDEr
 BETA = 1.2  # of ROUGE-L: recall counts more than precision
@@ -427,11 +427,7 @@ def signature(**how: object) -> str:
     Raises:
       ValueError: a value holds "|" or a line break, which would make the line ambiguous.
     """
-    parts = [f"{key}:{value}" for key, value in how.items()]
-    for part in parts:
-        if "|" in part or "\n" in part:
-            raise ValueError(f'A signature cannot hold {part!r}: "|" separates its parts.')
-    return "|".join(["captions", "tok:ptb", *parts, f"v:{__version__}"])
+    return sign("captions", "tok:ptb", **how)
 
 
 # METEOR and SPICE, which exist in Java only

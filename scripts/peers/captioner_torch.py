@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peers import training
 from torch import Tensor, nn
 
 PAD, BOS, EOS = 0, 1, 2
@@ -184,28 +185,12 @@ def caption_loss(logits: Tensor, alphas: Tensor, tokens: Tensor) -> Tensor:
 
 def stepper(model: nn.Module, variant: str, device: str, dtype: str, learning_rate: float) -> Callable:
     """A function (inputs, tokens) -> loss that moves `model` by one Adam step on each call."""
-    model.to(device)
-    # One fused update is the fastest that PyTorch offers on both kinds of device.
-    optimizer = torch.optim.Adam(model.parameters(), learning_rate, fused=True)
-    precision = getattr(torch, dtype)
 
-    def objective(inputs: Tensor, tokens: Tensor) -> Tensor:
-        with torch.autocast(device, precision, enabled=precision != torch.float32):
-            logits, alphas = model(inputs, tokens)
-        return caption_loss(logits, alphas, tokens)
+    def objective(outputs: tuple[Tensor, Tensor], inputs: Tensor, tokens: Tensor) -> Tensor:
+        return caption_loss(*outputs, tokens)
 
-    if variant == "compiled":
-        objective = torch.compile(objective)
-
-    def train_step(inputs: np.ndarray | Tensor, tokens: np.ndarray | Tensor) -> Tensor:
-        tokens = torch.as_tensor(tokens, device=device).long()
-        loss = objective(torch.as_tensor(inputs, device=device), tokens)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return train_step
+    options = {"device": device, "dtype": dtype, "learning_rate": learning_rate}
+    return training.stepper(model, objective, compiled=variant == "compiled", **options)
 
 
 def make_train_step(

@@ -1,0 +1,1 @@
+"""Weights of other libraries to our parameters, and back."""
