@@ -29,6 +29,8 @@ setup(
         "pillow>=11",
         "pyarrow>=17",
         "numpy>=2",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.5",
         "matplotlib>=3.9",
         "rich>=13",
         "absl-py>=2",
@@ -39,6 +41,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "pycocoevalcap>=1.2",
+            "transformers>=4.56",  # what its models compute, with the extra "torch"; tests skip without
             "nbformat",
             "nbclient",
             "ipykernel",

@@ -75,12 +75,13 @@ def ranks(
     for key in _tiles(keys, key_id, key_order, tile[1]):
         for i, query in enumerate(asked):
             if query.low <= key.high and key.low <= query.high:
-                best[i] = _best(best[i], query.rows, key.rows, query.ids, key.ids)
+                best[i] = _best(best[i], _scores(query.rows, key.rows), query.ids, key.ids)
+        # The next tile is sent when this one is done with: dispatch must not run ahead of the memory.
+        jax.block_until_ready(best)
     counts = [jnp.zeros(len(query.rows), jnp.int32) for query in asked]
     for key in _tiles(keys, key_id, key_order, tile[1]):
         for i, query in enumerate(asked):
-            counts[i] = _count(counts[i], best[i], query.rows, key.rows, query.ids, key.ids)
-        # The next tile is sent when this one is done with: dispatch must not run ahead of the memory.
+            counts[i] = _count(counts[i], best[i], _scores(query.rows, key.rows), query.ids, key.ids)
         jax.block_until_ready(counts)
     result = np.empty(len(queries), np.int64)
     result[order] = np.concatenate(jax.device_get(counts))[: len(queries)]
@@ -113,7 +114,7 @@ def top_k(
     ]
     for key in _tiles(keys, np.zeros(len(keys), np.int32), np.arange(len(keys)), tile[1]):
         for i, query in enumerate(asked):
-            found[i] = _better(found[i], query.rows, key.rows, key.ids, jnp.int32(key.start))
+            found[i] = _better(found[i], _scores(query.rows, key.rows), key.ids, jnp.int32(key.start))
         jax.block_until_ready(found)
     scores, indices = (
         np.concatenate(parts)[: len(queries)] for parts in zip(*jax.device_get(found), strict=True)
@@ -159,30 +160,31 @@ def _tiles(rows: np.ndarray, ids: np.ndarray, order: np.ndarray, size: int) -> I
         yield _Tile(jnp.asarray(part), jnp.asarray(names), start, int(names[0]), int(names[len(chosen) - 1]))
 
 
+@jax.jit
 def _scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """[q, F], [t, F] -> [q, t]. One product for both passes: a tie is a tie only where both round alike."""
+    """[q, F], [t, F] -> [q, t]. A program of its own, so that both passes round alike: or ties would not be seen as ties."""
     return jax.lax.dot_general(queries, keys, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
 
 
 @partial(jax.jit, donate_argnums=0)
-def _best(best, queries, keys, query_id, key_id):
+def _best(best, scores, query_id, key_id):
     """The higher of `best` and the tile's best positive score. [q]"""
-    scores = jnp.where(query_id[:, None] == key_id[None, :], _scores(queries, keys), -jnp.inf)
-    return jnp.maximum(best, jnp.max(scores, axis=1))
+    own = jnp.where(query_id[:, None] == key_id[None, :], scores, -jnp.inf)
+    return jnp.maximum(best, jnp.max(own, axis=1))
 
 
 @partial(jax.jit, donate_argnums=0)
-def _count(counts, best, queries, keys, query_id, key_id):
+def _count(counts, best, scores, query_id, key_id):
     """Add how many of the tile's keys stand before the best positive. [q]"""
-    before = _scores(queries, keys) >= best[:, None]
+    before = scores >= best[:, None]
     before &= (query_id[:, None] != key_id[None, :]) & (key_id >= 0)[None, :]
     return counts + jnp.sum(before, axis=1, dtype=jnp.int32)
 
 
 @partial(jax.jit, donate_argnums=0)
-def _better(found, queries, keys, key_id, start):
+def _better(found, scores, key_id, start):
     """The k best of those found so far and the tile's. lax.top_k puts the lower position first, and earlier tiles stand first."""
-    scores = jnp.where((key_id >= 0)[None, :], _scores(queries, keys), -jnp.inf)
+    scores = jnp.where((key_id >= 0)[None, :], scores, -jnp.inf)
     k = found[0].shape[1]
     new, place = _top(scores, min(k, scores.shape[1]))
     scores = jnp.concatenate([found[0], new], axis=1)
@@ -192,7 +194,7 @@ def _better(found, queries, keys, key_id, start):
 
 
 def _top(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """lax.top_k of [q, t]. The k best stand in the k groups with the highest maxima, and so most scores are only compared once."""
+    """lax.top_k of [q, t]. The k best stand in the k groups with the highest maxima, so most scores are compared only once."""
     group = math.gcd(scores.shape[1], GROUP)
     groups = rearrange(scores, "q (n g) -> q n g", g=group)
     _, chosen = jax.lax.top_k(jnp.max(groups, axis=2), min(k, groups.shape[1]))

@@ -35,6 +35,14 @@ def config(load_config):
     return config
 
 
+@pytest.fixture(scope="module")
+def dual_encoder(load_config):
+    """Towers with and without batch statistics; a loss that sees all devices' rows, tile by tile."""
+    config = load_config("dual_encoder_scenes.py:tiny")
+    config.optimizer = {"name": "sgd", "learning_rate": 0.1, "schedule": "constant", "clip_norm": 1.0}
+    return config
+
+
 def two_steps(config, **mesh):
     """-> (state, [metrics of each step]). One image of a batch is masked; captions differ in length."""
     config = config.copy_and_resolve_references()
@@ -127,3 +135,58 @@ def test_a_batch_that_does_not_divide_into_slices(config):
     config.optimizer.accumulate = 3
     with pytest.raises(ValueError, match=r"batch of 8 does not divide into optimizer.accumulate=3 slices"):
         two_steps(config)
+
+
+LOSSES = {
+    "plain": {"name": "info_nce", "equal": "positive"},
+    "blocks": {"name": "info_nce", "equal": "positive", "block_size": 5},
+    "ring": {"name": "info_nce", "equal": "positive", "block_size": 5, "exchange": "ring"},
+    "sigmoid_ring": {"name": "sigmoid", "block_size": 5, "exchange": "ring"},
+    "triplet": {"name": "triplet", "negatives": "hardest"},
+}
+
+
+def dual_steps(config, loss, **mesh):
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.task.loss = LOSSES[loss]
+        config.task.model.bias = -1.0 if loss.startswith("sigmoid") else 0.0
+    state, history = two_steps(config, **mesh)
+    # A device judges the spread of its own rows, in pmap mode; everything else is the whole batch's.
+    watched = ("uniformity_image", "uniformity_text")
+    return state, [{k: v for k, v in metrics.items() if k not in watched} for metrics in history]
+
+
+@pytest.mark.parametrize("loss", ["ring", "sigmoid_ring", "triplet"])
+def test_contrastive_on_any_devices(dual_encoder, loss, same, on_devices):
+    """1, 2, 4 and 8 devices, jit and pmap: a batch's negatives are those of all devices."""
+    on_devices(1)
+    one = dual_steps(dual_encoder, loss)
+    for count, mode in ((2, "jit"), (4, "pmap"), (8, "jit"), (8, "pmap")):
+        on_devices(count)
+        several = dual_steps(dual_encoder, loss, mode=mode)
+        same(several[0], one[0], rtol=0, atol=2e-5)
+        losses = [[float(m["loss"].compute()) for m in history] for history in (several[1], one[1])]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["blocks", "ring"])
+@pytest.mark.parametrize(
+    "mesh", [{"mode": "pmap"}, {"data": 2, "fsdp": 4, "min_mb": 0.0}], ids=["pmap", "fsdp"]
+)
+def test_blocks_and_rings_equal_the_plain_loss(dual_encoder, loss, mesh, same):
+    plain = dual_steps(dual_encoder, "plain")
+    tiled = dual_steps(dual_encoder, loss, **mesh)
+    same(tiled[0], plain[0], rtol=0, atol=2e-5)
+
+
+def test_slices_on_several_devices(dual_encoder, same, on_devices):
+    """Towers without batch statistics: those are of a slice."""
+    on_devices(4)
+    config = dual_encoder.copy_and_resolve_references()
+    tower = {"name": "vit", "patch": 8, "width": 16, "depth": 1, "heads": 2, "image_size": 32, "pool": "mean"}
+    with config.unlocked():
+        config.task.model.image = tower
+    whole = dual_steps(config, "ring")
+    config.task.slices = 2
+    same(dual_steps(config, "ring")[0], whole[0], rtol=0, atol=2e-5)

@@ -1,4 +1,4 @@
-"""Attention pictures: their size, their rows, and that the lamp shines where the model looked."""
+"""Attention pictures: their size, their rows, and that the lamp shines where the model looked. Contact sheets."""
 
 import numpy as np
 import pytest
@@ -67,3 +67,46 @@ def test_a_wide_picture(tmp_path):
     image = np.zeros((20, 40, 3), np.uint8)
     figures.attention(tmp_path / "x.png", [image], [["word"]], [np.ones((1, 8), np.float32)])
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def sheet(path, rows, titles=None, captions=None, marks=None):
+    titles = titles or [f"row {i}" for i in range(len(rows))]
+    captions = captions or [["a text"] * len(row) for row in rows]
+    figures.contact_sheet(path, rows, titles, captions, marks)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"), np.float32)
+
+
+def frames(image):
+    """The columns of pixels that have much of the frame's colour."""
+    colour = 255 * np.array(figures.FRAME)
+    return (np.abs(image - colour).max(axis=2) < 2).sum(axis=0)
+
+
+def test_rows_of_a_contact_sheet(tmp_path):
+    one = sheet(tmp_path / "new" / "one.png", [[GREEN] * 4])
+    three = sheet(tmp_path / "three.png", [[GREEN] * 4, [GREEN], []])
+    wide = sheet(tmp_path / "wide.png", [[GREEN] * 8])
+    assert three.shape[1] == one.shape[1] < wide.shape[1]
+    assert 2 * one.shape[0] < three.shape[0] < 4 * one.shape[0]
+    # Long captions are wrapped and cut, and get the room that they need.
+    long = sheet(tmp_path / "long.png", [[GREEN] * 4], captions=[["word " * 99] * 4])
+    assert one.shape[0] < long.shape[0] < 2 * one.shape[0]
+
+
+def test_right_answers_are_framed(tmp_path):
+    picture = np.full((20, 30, 3), 200, np.uint8)
+    assert frames(sheet(tmp_path / "none.png", [[picture] * 4])).max() == 0
+    found = frames(sheet(tmp_path / "last.png", [[picture] * 4], marks=[[False, False, False, True]]))
+    first = np.flatnonzero(found)[0]
+    assert 0.7 * len(found) < first < len(found)
+
+
+def test_a_contact_sheet_of_odd_things(tmp_path):
+    pictures = [np.zeros((4, 90, 3), np.uint8), np.zeros((90, 4, 3), np.uint8), np.zeros((1, 1, 3), np.uint8)]
+    image = sheet(
+        tmp_path / "x.png", [pictures, [GREEN]], ["$ _ ^ { 100% \\", ""], [["", "$x", "a" * 200], ["\\n"]]
+    )
+    assert image.shape[0] > 300
+    sheet(tmp_path / "nothing.png", [[]])

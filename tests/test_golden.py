@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from mmgen_jax.core import parallel, sharding
 from mmgen_jax.experiment import Experiment
@@ -13,7 +14,10 @@ UPDATE = (
 )
 
 
-GOLDEN = (4.0734572, 4.0317168, 2658.78968)
+GOLDEN = {
+    "captioner_scenes.py": (4.0734572, 4.0317168, 2658.78968),
+    "dual_encoder_scenes.py": (3.8810544, 3.2606769, 2166.72121),
+}
 
 
 def two_steps(config):
@@ -29,7 +33,8 @@ def two_steps(config):
     return [*losses, checksum]
 
 
-def test_captioning(load_config):
+@pytest.mark.parametrize("config", GOLDEN)
+def test_two_steps(config, load_config):
     """The losses of step 1 and 2, and the sum of all absolute parameters."""
-    numbers = two_steps(load_config("captioner_scenes.py:tiny"))
-    np.testing.assert_allclose(numbers, GOLDEN, rtol=1e-5, err_msg=UPDATE.format(numbers))
+    numbers = two_steps(load_config(f"{config}:tiny"))
+    np.testing.assert_allclose(numbers, GOLDEN[config], rtol=1e-5, err_msg=UPDATE.format(numbers))

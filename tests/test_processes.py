@@ -46,6 +46,8 @@ def get_config(arg=None):
         zero_shot=dict(held, name="zero_shot", transforms="resize(24)", max_len=24),
         probe=dict(held, name="linear_probe", transforms="resize(24)", train_source=dict(source, length=20), c=1.0),
     )
+    config.task.model = dict(embed_dim=16, image=dict(name="convnet", widths=(8, 16), blocks=1, pool="mean"),
+        text=dict(name="text_transformer", width=16, depth=1, heads=2, causal=False, pool="mean", max_len=24))
     config.optimizer = dict(name="sgd", learning_rate=0.1, schedule="constant")
     config.steps, config.log_every = 2, 1
     return config
@@ -175,7 +177,8 @@ def test_retrieval_and_classification_are_the_same(tmp_path, script_env):
     assert files[0].keys() == files[1].keys() and len(files[0]) == 5
     for name in ("zero_shot_000002.jsonl", "zero_shot_000002.txt", "probe_000002.jsonl"):
         assert files[0][name].read_text() == files[1][name].read_text(), name
-    found = [[json.loads(line) for line in paths["retrieval_000002.jsonl"].open()] for paths in files]
+    texts = [paths["retrieval_000002.jsonl"].read_text() for paths in files]
+    found = [[json.loads(line) for line in text.splitlines()] for text in texts]
     assert [record["index"] for record in found[0]] == list(range(11))
     assert [record["rank"] for record in found[0]] == [record["rank"] for record in found[1]]
 

@@ -27,7 +27,7 @@ def unit(rows):
 
 @pytest.fixture(scope="module")
 def make_run(load_config):
-    """make_run(workdir, seed, step, spoil): the workdir of a run that has its first weights only."""
+    """make_run(workdir, seed, steps, spoil): the workdir of a run that has its first weights only."""
 
     def make(workdir, seed=0, steps=(2, 4), spoil=1.0):
         scenes = dict(name="scenes", size=SIZE, length=8)

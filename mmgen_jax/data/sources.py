@@ -5,6 +5,7 @@ A config says `source = {"name": "jsonl", "path": ..., "split": "train"}`; `make
 
 import glob
 import gzip
+import itertools
 import json
 import re
 import struct
@@ -80,8 +81,52 @@ class Labelled(Pairs):
         return int(self._labels[index])
 
 
+class Part:
+    """A part of a source, chosen by a hash of its examples' names: the same on every machine, and when others are added.
+
+    Args:
+      source: it has `name(i)`.
+      part: "held out 1/10" is about a tenth of the examples, "but 1/10" are the others.
+
+    Raises:
+      ValueError: another text, or a source without names.
+    """
+
+    def __init__(self, source: Source, part: str):
+        match = re.fullmatch(r"(held out|but) 1/(\d+)", part)
+        if not match or int(match[2]) < 2:
+            raise ValueError(f'part is {part!r}; it is "held out 1/10" or "but 1/10", or with another number.')
+        if not hasattr(source, "name"):
+            raise ValueError("part goes by the names of the examples, which this source does not have.")
+        self._source, held_out, every = source, match[1] == "held out", int(match[2])
+        chosen = (zlib.crc32(source.name(i).encode()) % every == 0 for i in range(len(source)))
+        self._index = [i for i, held in enumerate(chosen) if held == held_out]
+        if hasattr(source, "classes"):
+            self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[self._index[index]]
+
+    def captions(self, index: int) -> list[str]:
+        """The captions of an image, without reading it."""
+        return self._source.captions(self._index[index])
+
+    def name(self, index: int) -> str:
+        """What messages call the image."""
+        return self._source.name(self._index[index])
+
+    def label(self, index: int) -> int:
+        """The class of an image, where the source has classes."""
+        return self._source.label(self._index[index])
+
+
 def make(spec: Mapping) -> Source:
     """The source that a config asks for, such as {"name": "jsonl", "path": "a.jsonl", "split": "train"}.
+
+    With "part" any source gives a part of itself, see `Part`, where the data comes without a split of its own.
 
     Raises:
       ValueError: unknown name or key; the message names the nearest one.
@@ -93,9 +138,11 @@ def make(spec: Mapping) -> Source:
     if dataset:
         spec["dataset"] = dataset
     function = registry.choose(SOURCES, name, "data source")
-    if function is scenes:
-        return scenes(**spec)
-    return registry.call(function, spec, f'data source "{name}"')
+    part = spec.pop("part", None)
+    source = (
+        scenes(**spec) if function is scenes else registry.call(function, spec, f'data source "{name}"')
+    )
+    return source if part is None else Part(source, part)
 
 
 def jsonl(
@@ -160,7 +207,7 @@ def parquet(
     path: str,
     split: str | None = None,
     image: str = "image",
-    captions: str = "captions",
+    captions: str | Sequence[str] = "captions",
     image_name: str | None = "name",
     split_column: str = "split",
     label: str | None = None,
@@ -172,7 +219,7 @@ def parquet(
       path: the file or folder. For what does not fit into memory, convert it with scripts/prepare_data.py.
       split: take the rows of this split only; None takes all.
       image: column of image bytes (or of structs with a field "bytes", as the Hugging Face hub has them).
-      captions: column of lists of strings, or of strings.
+      captions: column of lists of strings, or of strings; several columns are joined.
       image_name: column of names for messages; rows are numbered where it does not exist.
       split_column: column of the split.
       label: column of the class, strings or whole numbers; its sorted values, over all splits, are the classes.
@@ -182,6 +229,7 @@ def parquet(
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    captions = [captions] if isinstance(captions, str) else list(captions)
     file = _need(path, "a Parquet file, or a folder of them, with images and captions")
     parts = sorted(file.glob("*.parquet")) if file.is_dir() else [file]
     if not parts:
@@ -189,7 +237,7 @@ def parquet(
     try:
         schema = pq.ParquetDataset(parts).schema
         labelled = [label] if label is not None else []
-        needed = [image, captions, *labelled] + ([split_column] if split is not None else [])
+        needed = [image, *captions, *labelled] + ([split_column] if split is not None else [])
         for column in needed:
             if column not in schema.names:
                 raise ValueError(f'{file} has no column "{column}".{registry.nearest(column, schema.names)}')
@@ -199,7 +247,7 @@ def parquet(
             _check_split(file, split, found.unique().to_pylist())
             rows = pc.field(split_column) == split
         named = [image_name] if image_name in schema.names else []
-        columns = list(dict.fromkeys([image, captions, *named, *labelled]))
+        columns = list(dict.fromkeys([image, *captions, *named, *labelled]))
         table = pq.read_table(parts, columns=columns, filters=rows)
         values = pq.read_table(parts, columns=labelled)  # of all splits, so that they agree on the classes
     except (pa.ArrowInvalid, OSError) as error:
@@ -211,7 +259,10 @@ def parquet(
         data = pc.struct_field(data, "bytes")
     if not (pa.types.is_binary(data.type) or pa.types.is_large_binary(data.type)):
         raise ValueError(f'{file}: the column "{image}" holds {data.type}, not the bytes of images.')
-    texts = _strings(table.column(captions), file)
+    texts = [
+        list(itertools.chain.from_iterable([part] if isinstance(part, str) else part or () for part in row))
+        for row in zip(*(_strings(table.column(column), file) for column in captions), strict=True)
+    ]
     names = _strings(table.column(image_name), file) if named else [f"row {i}" for i in range(len(texts))]
     classes = _classes(values.column(label).unique(), file, label) if labelled else {}
     labels = _strings(table.column(label), file) if labelled else [None] * len(texts)

@@ -99,8 +99,8 @@ class Labelled(Evaluator):
         source = sources.make(self.spec)
         if not hasattr(source, "classes"):
             raise ValueError(
-                f'The source "{self.spec["name"]}" has no classes, which {type(self).__name__} needs. Sources with labels are idx, '
-                "parquet with its argument label, and scenes with max_objects=1."
+                f'The source "{self.spec["name"]}" has no classes, which {type(self).__name__} needs. Sources with labels are '
+                "idx, parquet with its argument label, and scenes with max_objects=1."
             )
         return source
 

@@ -48,7 +48,7 @@ def info_nce(
       axis: the mapped axes (inside `jax.shard_map(..., check_vma=False)`) over which the batch is spread. Gradients are those
         of the sum of all devices' losses: complete for image and text, the own share for logit_scale.
       exchange: "gather" every device has all texts at once; "ring" they go round, one device's at a time, while the last ones
-        are computed with. The ring always works in tiles: one for two devices' rows where block_size is 0.
+        are computed with. The ring always works in tiles: where block_size is 0, one for each two devices.
 
     Returns:
       nats, float32 [B].
@@ -149,6 +149,8 @@ def _pairs(image, text, weight, image_id, text_id, equal, axis) -> tuple[jax.Arr
     image, text = jnp.asarray(image), jnp.asarray(text)
     if image.ndim != 2 or image.shape != text.shape or image.dtype != text.dtype:
         raise ValueError(f"image and text must be [B, F] of one dtype, not {image.aval} and {text.aval}.")
+    if image.dtype != jnp.bfloat16:
+        image, text = image.astype(jnp.float32), text.astype(jnp.float32)
     ids = {"image_id": image_id, "text_id": text_id}
     ids = {name: jnp.asarray(value) for name, value in ids.items() if value is not None}
     if equal != "negative" and not ids:
@@ -315,10 +317,8 @@ def _tiled_backward(form, saved, cotangents):
 
     def tile(row, column):
         slope = form.slope(form, *form.entries(row, column, scale, bias), row, column)
-        low = slope.astype(row["x"].dtype)
-        return {"x": _dot(low, column["x"], 1, 0), "bias": jnp.sum(slope, axis=1)}, {
-            "x": _dot(low, row["x"], 0, 0)
-        }
+        d_bias, slope = jnp.sum(slope, axis=1), slope.astype(row["x"].dtype)
+        return {"x": _dot(slope, column["x"], 1, 0), "bias": d_bias}, {"x": _dot(slope, row["x"], 0, 0)}
 
     rows, columns = (side(*of) for of in zip((image, text), sums, cotangents, strict=True))
     rows, columns = _over_tiles(form, tile, rows, columns)
@@ -334,24 +334,23 @@ _tiled.defvjp(_tiled_forward, _tiled_backward)
 def _over_tiles(form: _Form, tile: Callable, rows: dict, chunk: dict) -> tuple[dict, dict]:
     """Merge tile(row, column) -> (row state, column state) over all tiles of all devices.
 
-    rows, chunk: what this device knows of its rows and of its columns, arrays [B, ...]. States: arrays [B, ...].
+    rows, chunk: what is known of this device's rows and columns, arrays [B, ...]. States: arrays [B, ...].
     """
     first = lambda tree: jax.tree.map(lambda x: x[:1], tree)
     row_shapes, column_shapes = jax.eval_shape(tile, first(rows), first(chunk))
 
-    def empty(shapes, length):
-        fill = lambda name: NEVER if name == "highest" else 0.0
-        return {name: jnp.full((length, *x.shape[1:]), fill(name), x.dtype) for name, x in shapes.items()}
+    def empty(shapes, like):
+        fill = {"highest": NEVER}
+        length = len(like["index"])
+        return {name: jnp.full((length, *x.shape[1:]), fill.get(name, 0.0)) for name, x in shapes.items()}
 
     def visit(chunk, row_state):
-        length = len(chunk["index"])
-        block = form.block_size or length
-        return _sweep(tile, block, rows, chunk, row_state, empty(column_shapes, length))
+        block = form.block_size or len(chunk["index"])
+        return _sweep(tile, block, rows, chunk, row_state, empty(column_shapes, chunk))
 
-    length = len(rows["index"])
-    row_state = empty(row_shapes, length)
+    row_state = empty(row_shapes, rows)
     if form.ring:
-        return _ring(visit, chunk, row_state, empty(column_shapes, length), form.axis)
+        return _ring(visit, chunk, row_state, empty(column_shapes, chunk), form.axis)
     row_state, column_state = visit(_gather(chunk, form.axis), row_state)
     return row_state, _returned(column_state, chunk["index"], form.axis)
 
@@ -360,46 +359,44 @@ def _sweep(tile, block, rows, columns, row_state, column_state) -> tuple[dict, d
     """Merge every tile of rows [R, ...] and columns [C, ...] into their states."""
     row_count, row_size = _split(len(rows["index"]), block)
     column_count, column_size = _split(len(columns["index"]), block)
-    low = rows["x"].dtype
-    if low == jnp.bfloat16:
-        # XLA's CPU compiler would cut bfloat16 out of a float32 copy of the whole, and keep that.
-        rows, columns = (
-            {**of, "x": jax.lax.bitcast_convert_type(of["x"], jnp.uint16)} for of in (rows, columns)
-        )
+    dtype = rows["x"].dtype
+    # XLA's CPU compiler would cut bfloat16 out of a float32 copy of the whole, and keep that.
+    stored = jnp.uint16 if dtype == jnp.bfloat16 else dtype
+    rows, columns = ({**of, "x": jax.lax.bitcast_convert_type(of["x"], stored)} for of in (rows, columns))
 
-    def cut(tree, i, count, size):
-        part = {name: jax.lax.dynamic_slice_in_dim(x, i * size, size) for name, x in tree.items()}
-        if low == jnp.bfloat16:
-            part["x"] = jax.lax.bitcast_convert_type(part["x"], low)
+    def cut(tree, start, size):
+        part = _slice(tree, start, size)
+        part["x"] = jax.lax.bitcast_convert_type(part["x"], dtype)
         length = len(tree["index"])
-        if count * size > length:
-            # The last block begins earlier, to be whole: what the one before it has seen does not count twice.
-            new = jnp.minimum(i * size, length - size) + jnp.arange(size) >= i * size
+        if length % size:
+            # The last block begins earlier, to be whole; what the one before it has seen does not count twice.
+            new = jnp.minimum(start, length - size) + jnp.arange(size) >= start
             part["real"] = new & part["real"] if "real" in part else new
         return part
 
-    def merged(state, part, i, size):
-        part = _merge(
-            {name: jax.lax.dynamic_slice_in_dim(x, i * size, size) for name, x in state.items()}, part
-        )
+    def merged(state, part, start, size):
+        part = _merge(_slice(state, start, size), part)
         return {
-            name: jax.lax.dynamic_update_slice_in_dim(state[name], part[name], i * size, 0) for name in state
+            name: jax.lax.dynamic_update_slice_in_dim(x, part[name], start, 0) for name, x in state.items()
         }
 
     def step(t, states):
-        i, j = t // column_count, t % column_count
-        row_part, column_part = tile(
-            cut(rows, i, row_count, row_size), cut(columns, j, column_count, column_size)
-        )
-        return merged(states[0], row_part, i, row_size), merged(states[1], column_part, j, column_size)
+        row = t // column_count * row_size, row_size
+        column = t % column_count * column_size, column_size
+        row_part, column_part = tile(cut(rows, *row), cut(columns, *column))
+        return merged(states[0], row_part, *row), merged(states[1], column_part, *column)
 
     return jax.lax.fori_loop(0, row_count * column_count, step, (row_state, column_state))
 
 
 def _split(length: int, block: int) -> tuple[int, int]:
-    """As few blocks as possible, of at most `block` -> their number and their size."""
+    """The fewest blocks of at most `block`, even ones -> their number and their size."""
     count = -(-length // block)
     return count, -(-length // count)
+
+
+def _slice(tree: dict, start: jax.Array, size: int) -> dict:
+    return {name: jax.lax.dynamic_slice_in_dim(x, start, size) for name, x in tree.items()}
 
 
 def _ring(visit, chunk, row_state, column_state, axis) -> tuple[dict, dict]:

@@ -163,9 +163,9 @@ def load(
     trees = {"params": params, **(variables or {})}
     slots = flatten(trees)
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        report, offers = _from_run(path, params, slots, tokenizer)
+        report, offers, sample = _from_run(path, params, slots, tokenizer)
     else:
-        report, offers = _from_file(path, params, slots)
+        report, offers, sample = _from_file(path, params, slots)
     taken = {}
     for name, (array, theirs) in offers.items():
         fitted = _fit(name, array, slots[name].shape)
@@ -178,7 +178,7 @@ def load(
         report.taken[name] = theirs
     report.missing = [name for name in slots if name not in offers]
     if len(report.mismatched) >= len(report.taken):
-        raise ValueError(f"{path} does not fit this model. {_why(report, slots)}")
+        raise ValueError(f"{report.source} does not fit this model: {_why(report, slots, sample)}")
     new = {name: _rebuild(name, tree, slots, taken) for name, tree in trees.items()}
     return new.pop("params"), new, report
 
@@ -217,8 +217,8 @@ def load_all(
 Offers = dict[str, tuple[np.ndarray, tuple[str, ...]]]
 
 
-def _from_file(path: Path, params: Tree, slots: Mapping[str, _Slot]) -> tuple[Report, Offers]:
-    """What another library's file has for our slots."""
+def _from_file(path: Path, params: Tree, slots: Mapping[str, _Slot]) -> tuple[Report, Offers, list[str]]:
+    """What another library's file has for our slots, and some of its arrays in words."""
     weights = files.read(path)
     key, renamed, count = names.recognise(weights)
     if 2 * count < len(renamed):
@@ -249,7 +249,7 @@ def _from_file(path: Path, params: Tree, slots: Mapping[str, _Slot]) -> tuple[Re
     used = {name for _, theirs in offers.values() for name in theirs}
     report.left = [name for name in renamed.values() if name not in used]
     report.notes = _settings(weights.config)
-    return report, offers
+    return report, offers, [f"{name} {list(weights[name].shape)}" for name in [*weights][:4]]
 
 
 def _check_config(path: Path, dialect: str, config: Mapping[str, Any]) -> None:
@@ -277,7 +277,7 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
 
 def _from_run(
     workdir: Path, params: Tree, slots: Mapping[str, _Slot], tokenizer: str | None
-) -> tuple[Report, Offers]:
+) -> tuple[Report, Offers, list[str]]:
     """What a finished run of ours has for our slots: the part of its model that has most of them in the same shapes."""
     checkpointer = Checkpointer(workdir / "checkpoints")
     try:
@@ -312,7 +312,7 @@ def _from_run(
     words = [name for name in offers if name.rpartition("/")[2] == "embed"]
     if tokenizer is not None and words and facts.get("tokenizer") != tokenizer:
         report.notes.append(f"its tokenizer is another one: the vectors of {words[0]} belong to other words")
-    return report, offers
+    return report, offers, [f"{name} {list(slot.shape)}" for name, slot in list(have.items())[:4]]
 
 
 def _fit(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -346,19 +346,19 @@ def _sizes(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> tuple[t
     return theirs[:-1], ours[:-1]
 
 
-def _why(report: Report, slots: Mapping[str, _Slot]) -> str:
+def _why(report: Report, slots: Mapping[str, _Slot], theirs: Iterable[str]) -> str:
     """Which arrays and shapes speak against it."""
     if report.mismatched:
         lines = [f"{name}: {list(a)} there, {list(b)} here" for name, a, b in report.mismatched[:8]]
-        more = len(report.mismatched) - len(lines)
+        lines += [f"and {len(report.mismatched) - 8} more"] * (len(report.mismatched) > 8)
         return (
-            f"Of {report.source} only {len(report.taken)} arrays fit; {len(report.mismatched)} do not:\n  "
-            + "\n  ".join(lines + [f"and {more} more"] * (more > 0))
+            f"{len(report.mismatched)} arrays have other shapes, {len(report.taken)} fit:\n  "
+            + "\n  ".join(lines)
             + "\nTake weights of this architecture, or the variant that they were made with."
         )
-    ours = ", ".join(f"{name} {list(slot.shape)}" for name, slot in list(slots.items())[:4])
+    ours = (f"{name} {list(slot.shape)}" for name, slot in list(slots.items())[:4])
     return (
-        f"{report.source} has no array for it: there are {_brief(report.left, '.')}, here {ours}, ... "
+        f"none of its arrays has a place here. There: {', '.join(theirs)}, ...; here: {', '.join(ours)}, ...\n"
         "Take weights of this architecture, and give init_from in the part of the model that they are for."
     )
 

@@ -51,7 +51,7 @@ def floor(label: np.ndarray, classes: int) -> dict[str, float]:
 
 
 def report(label: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> str:
-    """scikit-learn's table of precision, recall and F1 of each class that is true or predicted at least once. [N], [N], K names."""
+    """scikit-learn's table of precision, recall and F1 of the classes that are true or predicted at all. [N], [N], K names."""
     from sklearn.metrics import classification_report
 
     present = np.union1d(label, predicted)

@@ -184,7 +184,7 @@ def test_zero_shot_wants_names_and_labels(pipeline, tmp_path):
     with pytest.raises(ValueError, match='source "scenes" has no classes, which ZeroShot needs'):
         zero_shot.make(**scenes, max_len=MAX_LEN).run(model, tmp_path / "x.png")
     bare = {**options, "transforms": f"caption({MAX_LEN})"}
-    with pytest.raises(ValueError, match='without "label".*leave caption'):
+    with pytest.raises(ValueError, match=r'without "label".*leave caption'):
         zero_shot.make(**bare, max_len=MAX_LEN).run(model, tmp_path / "x.png")
 
 

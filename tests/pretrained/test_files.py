@@ -85,14 +85,14 @@ def test_torchscript_archives_as_openai_published_them(torch, tmp_path):
     class Inner(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+            self.layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
             self.scale = torch.nn.Parameter(torch.tensor(2.0))
 
         def forward(self, x):
             return self.scale * self.layers(x)
 
     module = torch.nn.Sequential(Inner(), Inner()).eval()
-    torch.jit.trace(module, torch.zeros(1, 2)).save(tmp_path / "scripted.pt")
+    torch.jit.trace(module, torch.zeros(1, 3)).save(tmp_path / "scripted.pt")
     weights = read(tmp_path / "scripted.pt")
     assert set(weights) == set(module.state_dict())
     for name, x in module.state_dict().items():

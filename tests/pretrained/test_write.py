@@ -3,9 +3,11 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmgen_jax.experiment import Experiment
 from mmgen_jax.models.dual_encoder import DualEncoder
 from mmgen_jax.nn.resnet import ResNet
 from mmgen_jax.nn.text_rnn import TextRnn
@@ -97,10 +99,39 @@ def test_the_captioners_grid_is_a_siglip_without_head(empty, random_params, tmp_
     np.testing.assert_allclose(np.asarray(grid).reshape(1, 4, 8), expect, atol=1e-4)
 
 
-def test_the_script_exports_a_finished_run(tiny_run, script, tmp_path):
-    """The captioner's tower of the README's first run; a part it does not have is one clear line."""
-    workdir, _ = tiny_run
-    status, out, error = script("export", "--workdir", workdir, "--out", tmp_path / "all")
-    assert status == 1 and "transformers has no class for this Captioner" in error, out + error
-    status, _, error = script("export", "--workdir", tmp_path, "--out", tmp_path / "out")
+def test_the_script_exports_a_run(load_config, script, torch, tmp_path):
+    """The averaged parameters of a SigLIP, as transformers' class computes with them; then one of its towers."""
+    transformers = pytest.importorskip("transformers")
+    config = load_config("siglip_b16.py:tiny")
+    with config.unlocked():
+        config.data.source, config.data.transforms = dict(name="scenes", size=32, length=8), "text(16)"
+        config.optimizer.ema = 0.9
+    experiment = Experiment(config, tmp_path / "run")
+    state = experiment.init()
+    state = state.replace(ema=jax.tree.map(lambda x: x + jnp.float32(0.1), state.ema))
+    experiment.settle()
+    checkpointer = experiment.checkpointer()
+    checkpointer.save(3, state)
+    checkpointer.close()
+    out = tmp_path / "out"
+    status, told, error = script("export", "--workdir", tmp_path / "run", "--out", out)
+    assert status == 0 and "step 3 as a SiglipModel" in told and "tokenizer.json of the run" in told, (
+        told + error
+    )
+    rng = np.random.default_rng(0)
+    image, tokens = rng.integers(0, 256, (2, 32, 32, 3), np.uint8), rng.integers(4, 9, (2, 1, 16))
+    batch = {"image": jnp.asarray(image), "tokens": jnp.asarray(tokens, jnp.int32)}
+    ours = jax.jit(experiment.task.predict["embed"])(state.ema, state.variables, batch, jax.random.key(0))
+    pictures = torch.tensor(image.transpose(0, 3, 1, 2)).float() / 127.5 - 1
+    with torch.no_grad():
+        theirs = transformers.SiglipModel.from_pretrained(out).eval()(torch.tensor(tokens[:, 0]), pictures)
+    np.testing.assert_allclose(ours["image"], theirs.image_embeds.numpy(), atol=1e-4)
+    np.testing.assert_allclose(ours["text"][:, 0], theirs.text_embeds.numpy(), atol=1e-4)
+    status, told, error = script(
+        "export", "--workdir", tmp_path / "run", "--out", tmp_path / "tower", "--part", "image"
+    )
+    assert status == 0 and "SiglipVisionModel" in told and "Texts" not in told, told + error
+    status, _, error = script("export", "--workdir", tmp_path / "run", "--out", out, "--part", "images")
+    assert status == 1 and 'Unknown part "images"' in error
+    status, _, error = script("export", "--workdir", tmp_path / "none", "--out", out)
     assert status == 1 and "config.json" in error
