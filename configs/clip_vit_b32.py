@@ -5,9 +5,9 @@ python scripts/train.py --config configs/clip_vit_b32.py:source=webdataset,path=
 DIR holds tars of image-text pairs (webdataset), Parquet files (source=parquet), or data sets that scripts/prepare_data.py
 wrote as ArrayRecord (source=tfds:NAME); FILE is CLIP's bpe_simple_vocab_16e6.txt.gz.
 
-Paper: Radford et al., 2021, section 2.5, tables 18 and 19: batch 32,768, 32 epochs of 400 million pairs, learning rate 5e-4 after 2,000
-steps of warm-up, cosine; Adam with b2 0.98 and epsilon 1e-6, decoupled weight decay 0.2 on matrices; temperature from 0.07,
-its inverse at most 100; one square crop of the resized image and nothing else.
+Paper: Radford et al., 2021, section 2.5, tables 18 and 19: batch 32,768, 32 epochs of 400 million pairs, learning rate
+5e-4 after 2,000 steps of warm-up, cosine; Adam with b2 0.98 and epsilon 1e-6, decoupled weight decay 0.2 on matrices;
+temperature from 0.07, its inverse at most 100; one square crop of the resized image and nothing else.
 `task.slices` trains the same batch on devices that cannot hold its activations; the loss is blockwise and exact.
 Reached here: not run; the data and the accelerators were not at hand.
 """

@@ -2,9 +2,10 @@
 
 python scripts/train.py --config configs/dual_encoder_emoji.py:path=FILE --workdir runs/dual_encoder_emoji
 
-FILE is a Parquet file with the columns image, name, captions (the names), tags and category. A tenth of the emoji is held out, by a hash
-of their names; the words of their names need not occur among the others.
-Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, with small towers from scratch.
+FILE is a Parquet file with the columns image, name, captions (the names), tags and category. A tenth of the emoji is
+held out, by a hash of their names; the words of their names need not occur among the others.
+Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, with small towers
+from scratch.
 """
 
 import ml_collections

@@ -3,8 +3,8 @@
 python scripts/train.py --config configs/dual_encoder_flickr8k.py:path=FILE --workdir runs/dual_encoder_flickr8k
 
 FILE is a Parquet file with the columns image, captions and split ("train", "dev").
-Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, with the captioner's small ResNet
-(so that it can start one) and a bidirectional GRU.
+Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, with the captioner's
+small ResNet (so that it can start one) and a bidirectional GRU.
 """
 
 import ml_collections

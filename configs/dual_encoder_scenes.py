@@ -2,8 +2,8 @@
 
 python scripts/train.py --config configs/dual_encoder_scenes.py --workdir runs/dual_encoder_scenes
 
-Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, with small towers from scratch: a
-convolutional one that keeps its positions, and a GRU whose features are maxima over the words.
+Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, with small towers
+from scratch: a convolutional one that keeps its positions, and a GRU whose features are maxima over the words.
 """
 
 import ml_collections
@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg = parse_arg(arg, tiny=False, steps=1800, batch_size=128)
     # Objects of three pixels can still be told apart, at half the cost of 64.
     steps, batch_size, size, length = arg.steps, arg.batch_size, 48, 1000
-    image = dict(name="convnet", pool="flatten", init_from="")
+    image = dict(name="convnet", widths=(32, 64, 128, 256), blocks=0, pool="flatten", init_from="")
     text = dict(
         name="text_rnn",
         cell="gru",

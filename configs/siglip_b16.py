@@ -3,9 +3,11 @@
 python scripts/train.py --config configs/siglip_b16.py:source=webdataset,path=DIR --workdir runs/siglip_b16
 
 Data is as in configs/clip_vit_b32.py.
-Paper: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 4 and table 1: batch 32,768, learning rate 1e-3, weight
-decay 1e-4, b2 0.95, images of 224 px, 64 tokens of a vocabulary of 32,000, temperature from 1/10 and bias from -10.
-Differs from the paper: AdamW instead of ScalingViT-Adafactor; a byte-pair vocabulary of 32,000 trained on the captions instead of C4's.
+Paper: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 4 and table 1: batch 32,768, learning
+rate 1e-3, weight decay 1e-4, b2 0.95, images of 224 px, 64 tokens of a vocabulary of 32,000, temperature from 1/10 and
+bias from -10.
+Differs from the paper: AdamW instead of ScalingViT-Adafactor; a byte-pair vocabulary of 32,000 trained on the captions
+instead of C4's.
 Reached here: not run; the data and the accelerators were not at hand.
 """
 

@@ -3,9 +3,10 @@
 python scripts/train.py --config configs/vse_plus_plus.py:path=DIR --workdir runs/vse_plus_plus
 
 DIR holds Karpathy's dataset_flickr30k.json (or name=coco) and the images.
-Paper: Faghri et al., VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, 2018, section 4.1: margin 0.2, batch 128, words of 300,
-GRU and joint space of 1,024, Adam at 2e-4, a tenth of it after half of the 30 epochs, gradients clipped at 2, random crops of 224 px.
-The published fine-tuned model starts from ResNet-152 trained on ImageNet: set task.model.image.init_from to such weights.
+Paper: Faghri et al., VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, 2018, section 4.1: margin 0.2,
+batch 128, words of 300, GRU and joint space of 1,024, Adam at 2e-4, a tenth of it after half of the 30 epochs,
+gradients clipped at 2, random crops of 224 px. The published fine-tuned model starts from ResNet-152 trained on
+ImageNet: set task.model.image.init_from to such weights.
 Reached here: not run; the data and the accelerator were not at hand.
 """
 
@@ -31,6 +32,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     augment = (
         f"decode | resize({size * 8 // 7}) | random_resized_crop({size}, min_area=0.6, ratio=1.0) | flip"
     )
+    cut = f"resize({size * 8 // 7}) | center_crop({size})"
     return ml_collections.ConfigDict(
         dict(
             seed=0,
@@ -68,7 +70,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 val=dict(
                     name="retrieval",
                     source=karpathy("val"),
-                    transforms=f"decode | resize({size * 8 // 7}) | center_crop({size}) | text({max_len}, per_image=5, which='first')",
+                    transforms=f"decode | {cut} | text({max_len}, per_image=5, which='first')",
                     batch_size=batch_size,
                     every=0 if arg.tiny else 1000,
                 )

@@ -31,7 +31,13 @@ def load(
     """
     workdir = Path(workdir)
     config = config_lib.load_json(workdir / "config.json")
-    config.update_from_flattened_dict(overrides or {})
+    for key, value in (overrides or {}).items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except KeyError as error:
+            raise ValueError(
+                f'The run in {workdir} has no "{key}" to change: its task is "{config.task.name}".'
+            ) from error
     # A finished run is read on whatever devices are at hand, not on those that trained it.
     config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1})
     experiment = Experiment(config, workdir, finished=True)

@@ -78,7 +78,9 @@ class Experiment:
         self._compiled: dict[str, Callable] = {}
 
     def _init(self, rng: jax.Array) -> State:
-        return self.task.init(rng, self.pipeline.example_batch())
+        # Zeros made inside the program: a batch of 32,768 photographs would be five gigabytes of constants.
+        batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in self.pipeline.example_batch().items()}
+        return self.task.init(rng, batch)
 
     def _evaluator(self, name: str, spec: dict[str, Any]) -> Any:
         make = registry.lookup("evaluators", spec.pop("name")).make

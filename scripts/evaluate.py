@@ -2,9 +2,11 @@
 
   python scripts/evaluate.py --workdir runs/captioner_scenes
   python scripts/evaluate.py --workdir runs/captioner_scenes --split compositional --beam 5
+  python scripts/evaluate.py --workdir runs/dual_encoder_scenes --evals unseen colour_and_shape --out scores.json
 
-Prints each score with its 95 % interval, its floor (the best constant caption of the training set) and its ceiling (one reference
-against the others), and a line that says how the numbers were made.
+Prints each score with its 95 % interval, its floor (of captions the best constant one of the training set, of retrieval
+chance, of classes the most frequent) and its ceiling where one is known (one reference against the others; what the
+grammar of scenes allows), and a line that says how the numbers were made.
 """
 
 import argparse
@@ -23,8 +25,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
     parser.add_argument("--evals", nargs="*", help="which of the config's evaluations; default all")
     parser.add_argument("--split", help="score this split instead of the evaluations' own")
-    parser.add_argument("--beam", type=int, help="beam width instead of the config's")
-    parser.add_argument("--length-penalty", type=float, help="rank by log-probability / length ** this")
+    parser.add_argument("--beam", type=int, help="captions: beam width instead of the config's")
+    parser.add_argument(
+        "--length-penalty", type=float, help="captions: rank by log-probability / length ** this"
+    )
     parser.add_argument(
         "--java", action="store_true", help="METEOR and SPICE too, through pycocoevalcap and Java"
     )

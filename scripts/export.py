@@ -20,7 +20,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, type=Path, help="a run made by scripts/train.py")
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
-    parser.add_argument("--part", default="all", help="all, or one tower alone: image or text")
+    parser.add_argument("--part", default="all", choices=("all", "image", "text"), help="or one tower alone")
     return parser.parse_args()
 
 
@@ -40,10 +40,8 @@ def main(args: argparse.Namespace) -> None:
         tokenizer=tokenizer,
     )
     print(f"{args.out}: step {step} as a {name}; open it with transformers.{name}.from_pretrained.")
-    if not hasattr(tokenizer, "write_hugging_face"):
-        print(
-            "Texts: transformers has no tokenizer of this run's kind; encode them with tokenizer.json of the run."
-        )
+    if args.part != "image" and not hasattr(tokenizer, "write_hugging_face"):
+        print("Texts: transformers has no tokenizer of this kind; encode them with the run's tokenizer.json.")
 
 
 if __name__ == "__main__":

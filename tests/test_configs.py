@@ -21,6 +21,8 @@ def stand_in(config):
     for evaluation in config.evals.values():
         if "source" in evaluation:
             evaluation.source = {**STAND_IN, "split": "val"}
+    if "path" in config.data.tokenizer:
+        config.data.tokenizer = {"name": "words", "min_count": 1}
     return config
 
 

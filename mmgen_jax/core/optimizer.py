@@ -69,8 +69,9 @@ SCHEDULES = {
 def make_schedule(name: str, peak: float, warmup: int, steps: int, final: float = 0.0) -> Schedule:
     """Linear warm-up from 0 to `peak` over `warmup` steps, then `name`.
 
-    "constant" stays; "cosine" (Loshchilov and Hutter, 2017) and "linear" fall to `final * peak` at `steps`; "drop" falls to a
-    tenth half-way; "inverse_sqrt" falls as sqrt(w / (w + t)), t steps after the warm-up of w steps (Vaswani et al., 2017), and not below `final * peak`.
+    "constant" stays; "cosine" (Loshchilov and Hutter, 2017) and "linear" fall to `final * peak` at `steps`; "drop"
+    falls to a tenth half-way; "inverse_sqrt" falls as sqrt(w / (w + t)), t steps after the warm-up of w steps (Vaswani
+    et al., 2017), and not below `final * peak`.
     """
     decay = registry.choose(SCHEDULES, name, "schedule")
     scale = max(warmup, 1)

@@ -35,9 +35,9 @@ def device_key(rng: jax.Array, axis: str | None) -> jax.Array:
 def by_rows(fn: Callable, layout: Layout) -> Callable:
     """`fn(rows, shared, axis) -> rows`, called with each device's own rows, where a function must say itself what travels.
 
-    rows: a tree of arrays [N, ...], of which each device sees its [B, ...]; shared: a tree that all see whole. `axis` names the
-    devices for collectives: None (there is one), "data", or in jit mode ("data", "fsdp"). In pmap mode the caller sees one device's
-    rows already.
+    rows: a tree of arrays [N, ...], of which each device sees its [B, ...]; shared: a tree that all see whole. `axis`
+    names the devices for collectives: None (there is one), "data", or in jit mode ("data", "fsdp"). In pmap mode the
+    caller sees one device's rows already.
     """
     if layout.mode == "pmap":
         return functools.partial(fn, axis=DATA_AXIS)

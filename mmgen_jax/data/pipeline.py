@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.data import sources, text, transforms
-from mmgen_jax.data.loader import Batch, Examples, loader, stack
+from mmgen_jax.data.loader import Batch, Examples, loader
 from mmgen_jax.data.quarantine import Quarantine
 
 SHAPES = "example.json"
@@ -95,8 +95,9 @@ class Pipeline:
         )
 
     def example_batch(self) -> Batch:
-        """A batch of this process's shape, all zeros, to initialise and compile with."""
-        return stack([self._example], self.batch_size // self.process[1])
+        """A batch of this process's shape, all zeros, to initialise and compile with; it takes one example's memory."""
+        rows = self.batch_size // self.process[1]
+        return {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in self._example.items()}
 
     def save_shapes(self, path: Path) -> None:
         """Write the names, shapes and types of a training example, with which a finished run can do without its data."""

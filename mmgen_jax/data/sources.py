@@ -95,7 +95,9 @@ class Part:
     def __init__(self, source: Source, part: str):
         match = re.fullmatch(r"(held out|but) 1/(\d+)", part)
         if not match or int(match[2]) < 2:
-            raise ValueError(f'part is {part!r}; it is "held out 1/10" or "but 1/10", or with another number.')
+            raise ValueError(
+                f'part is {part!r}; it is "held out 1/10" or "but 1/10", or with another number.'
+            )
         if not hasattr(source, "name"):
             raise ValueError("part goes by the names of the examples, which this source does not have.")
         self._source, held_out, every = source, match[1] == "held out", int(match[2])
@@ -139,9 +141,7 @@ def make(spec: Mapping) -> Source:
         spec["dataset"] = dataset
     function = registry.choose(SOURCES, name, "data source")
     part = spec.pop("part", None)
-    source = (
-        scenes(**spec) if function is scenes else registry.call(function, spec, f'data source "{name}"')
-    )
+    source = scenes(**spec) if function is scenes else registry.call(function, spec, f'data source "{name}"')
     return source if part is None else Part(source, part)
 
 

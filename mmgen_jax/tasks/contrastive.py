@@ -224,8 +224,9 @@ class Contrastive(Task):
         return image, text, variables
 
     def _watch(self, image, text, weight, batch) -> Metrics:
-        """What tells a run that learns from one that is stuck (Wang and Isola, 2020): alignment is the squared distance of a pair;
-        uniformity the logarithm of the mean Gaussian potential of two examples, 0 where all are one point, about -4 where
+        """What tells a run that learns from one that is stuck (Wang and Isola, 2020): alignment is the squared distance
+        of a pair; uniformity the logarithm of the mean Gaussian potential of two examples, 0 where all are one point,
+        about -4 where
         they are spread; of images and of texts."""
         image, text = jax.lax.stop_gradient((image, text))
         apart = jnp.sum(jnp.square(image[:, None] - text), axis=-1)
@@ -255,9 +256,9 @@ class Contrastive(Task):
             )
         elif chance and step >= 100 and loss > 0.99 * chance:
             advice = (
-                f"stuck: the loss {loss:.3f} is log(N) = {chance:.3f}, as if every pair were drawn by chance. Look whether images "
-                "and captions still belong together in the data, whether the learning rate is too high or too low, and whether "
-                f"logit_scale ({report.get('train/logit_scale', float('nan')):.1f}) has stayed near its start."
+                f"stuck: the loss {loss:.3f} is log(N) = {chance:.3f}, as if every pair were drawn by chance. Look whether "
+                "images and captions still belong together in the data, whether the learning rate is too high or too "
+                f"low, and whether logit_scale ({report.get('train/logit_scale', math.nan):.1f}) has moved at all."
             )
         kind = advice and advice.partition(":")[0]
         if kind in self._told:

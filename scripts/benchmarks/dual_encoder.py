@@ -1,8 +1,9 @@
 """The contrastive dual encoder against PyTorch: training steps, embedding, the loss alone, retrieval scoring."""
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -258,20 +259,31 @@ def make_inputs(spec: Mapping[str, Any]) -> None:
     arrays = {"image": image, "tokens": tokens}
     for model in {model_of(row) for row in spec["rows"]}:
         task = make_task(sizes, model, "float32")
-        fresh = jax.jit(task.networks)(jax.random.key(SEED), our_batch(arrays, 2))["model"]
-        # A fresh ResNet's blocks do nothing yet: their last scale is zero.
-        noise = lambda x: np.asarray(x) + rng.normal(0, 0.02, x.shape).astype(np.float32)
-        fresh = {**fresh, "params": jax.tree.map(noise, fresh["params"])}
-        weights = {"ours": flatten_dict(fresh, sep="/")}
-        flat = {name: value for tree in fresh.values() for name, value in flatten_dict(tree, sep="/").items()}
+        shapes = jax.eval_shape(task.networks, jax.random.key(SEED), our_batch(arrays, 2))["model"]
+        shapes = {
+            f"{kind}/{name}": x.shape
+            for kind in shapes
+            for name, x in flatten_dict(shapes[kind], sep="/").items()
+        }
+        weights = {"ours": {name: random_weight(name, shape, rng) for name, shape in shapes.items()}}
+        # In the tables parameters and batch statistics are one tree.
+        flat = {name.partition("/")[2]: value for name, value in weights["ours"].items()}
         for library, dialect in DIALECTS[model].items():
             weights[library] = {}
             for leaf in names.concrete(names.DIALECTS[dialect].table, flat, ()):
-                theirs = leaf.write(*(np.asarray(flat[name]) for name in leaf.ours))
+                theirs = leaf.write(*(flat[name] for name in leaf.ours))
                 weights[library] |= dict(zip(leaf.theirs, theirs, strict=True))
         for library, tree in weights.items():
             arrays |= {f"{model}/{library}/{name}": value for name, value in tree.items()}
     np.savez(spec["inputs"], **arrays)
+
+
+def random_weight(name: str, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Such that no part of a model is without effect, as a fresh ResNet's blocks are, whose last scale is zero."""
+    middle = {"scale": 1.0, "var": 1.0, "logit_scale": -math.log(TEMPERATURE)}
+    leaf = name.rpartition("/")[2]
+    spread = math.prod(shape[:-1]) ** -0.5 if leaf == "kernel" else 0.05
+    return np.float32(middle.get(leaf, 0.0)) + np.float32(spread) * rng.standard_normal(shape, np.float32)
 
 
 def our_batch(data: Mapping[str, np.ndarray], rows: int) -> dict[str, Any]:

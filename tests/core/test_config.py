@@ -142,3 +142,8 @@ def check_script(flags, message, tmp_path, env):
     assert message in said
     assert "Traceback (most recent call last):\n  File" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_sibling(tmp_path):
+    (tmp_path / "base.py").write_text("def get_config(arg):\n    return {'arg': arg}\n")
+    assert config_lib.sibling(str(tmp_path / "other.py"), "base")("tiny") == {"arg": "tiny"}

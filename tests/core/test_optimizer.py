@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmgen_jax.core import optimizer
+from mmgen_jax.core import optimizer, sharding
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.tasks.base import Task
 
@@ -74,6 +74,8 @@ def test_schedules():
     assert values([0, 50, 100], schedule="cosine") == close([0.5, 0.25, 0.0], abs=1e-7)
     quarter = 0.5 * 0.5 * (1 + math.cos(math.pi * 0.25))
     assert values([25], schedule="cosine") == close([quarter])
+    assert values([0, 50, 100, 200], schedule="linear") == close([0.5, 0.25, 0.0, 0.0], abs=1e-7)
+    assert values([0, 49, 50, 100], schedule="drop") == close([0.5, 0.5, 0.05, 0.05])
     floor = values([10, 55, 100], schedule="cosine", warmup=10, final=0.1)
     assert floor == close([0.5, 0.5 * (0.1 + 0.9 * 0.5), 0.05])
     roots = values([4, 10, 20, 90], schedule="inverse_sqrt", warmup=10)
@@ -191,7 +193,7 @@ def line(steps=1, **options):
         "y": rng.normal(size=(8, 5)).astype(np.float32),
         "words": words.astype(np.float32),
     }
-    task = Line(make(**options), None)
+    task = Line(make(**options), sharding.make(devices=jax.devices()[:1]))
     state = task.init(jax.random.key(0), batch)
     step = jax.jit(task.train_step)
     states = [state]

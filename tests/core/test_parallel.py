@@ -50,3 +50,38 @@ def test_predictions_are_whole_on_every_device():
     result = predict(jnp.float32(2.0), jnp.float32(1.0), sharding.put_batch(BATCH, layout), jax.random.key(0))
     np.testing.assert_array_equal(result["y"], 2 * BATCH["x"] + 1)
     assert result["y"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    "mesh", [{}, {"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}, {"mode": "pmap"}], ids=str
+)
+def test_by_rows(mesh):
+    """Each device sees its own rows, and can reach the others' through the axis; gradients flow back over it."""
+    layout = sharding.make(**mesh)
+
+    def fn(rows, shared, axis):
+        everyone = parallel.gather(rows["x"], axis)
+        return rows["x"] * shared + jnp.sum(everyone)
+
+    def loss(shared, batch):
+        return jnp.sum(parallel.by_rows(fn, layout)({"x": batch["x"]}, shared))
+
+    def step(state, batch):
+        value, grad = jax.value_and_grad(loss)(state, batch)
+        return parallel.total(grad, parallel.axis_of(layout)), {
+            "loss": parallel.total(value, parallel.axis_of(layout))
+        }
+
+    state = jax.device_put(jnp.float32(3.0), layout.replicated)
+    compiled = parallel.compile_step(step, layout, layout.replicated)
+    grad, metrics = compiled(state, sharding.put_batch(BATCH, layout))
+    total = BATCH["x"].sum()
+    assert float(metrics["loss"]) == 3 * total + 16 * total
+    assert float(grad) == total
+
+
+def test_by_rows_on_one_device():
+    layout = sharding.make(devices=jax.devices()[:1])
+    seen = parallel.by_rows(lambda rows, shared, axis: (rows, axis), layout)(BATCH["x"], None)
+    assert seen[1] is None
+    assert seen[0] is BATCH["x"]

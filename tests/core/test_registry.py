@@ -52,3 +52,13 @@ def test_a_modules_own_fields_are_no_keys():
     for hidden in ("parent", "name"):
         with pytest.raises(ValueError, match=f'Unknown key "{hidden}"'):
             registry.call(Layer, {"width": 3, hidden: None}, "model")
+
+
+def test_build():
+    tower = registry.build("nn", {"name": "convnet", "widths": (4,)}, dtype="float32")
+    assert tower.widths == (4,)
+    assert tower.dtype == "float32"
+    with pytest.raises(ValueError, match=r'needs a "name"; here are only: widths'):
+        registry.build("nn", {"widths": (4,)})
+    with pytest.raises(ValueError, match=r'Unknown name "convnett" in nn/. Did you mean "convnet"'):
+        registry.build("nn", {"name": "convnett"})

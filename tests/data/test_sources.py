@@ -178,6 +178,48 @@ def test_parquet_folder_other_columns_and_structs_of_bytes(tmp_path):
     check(sources.make(spec), ["row 0", "row 1"], [["t0"], ["t1"]])
 
 
+def test_parquet_joins_columns_of_captions(tmp_path):
+    """Names and tags; a row may have none of one kind."""
+    table = {
+        "image": [image(0), image(1)],
+        "captions": [["a dog"], []],
+        "tags": [["pet", "animal"], ["sun"]],
+        "title": ["Dog", "Sun"],
+    }
+    source = parquet(tmp_path, table, captions=("captions", "tags", "title"))
+    check(source, ["row 0", "row 1"], [["a dog", "pet", "animal", "Dog"], ["sun", "Sun"]])
+    with pytest.raises(ValueError, match=r'no column "tag"\. Did you mean "tags"'):
+        parquet(tmp_path, table, captions=("captions", "tag"))
+
+
+def test_a_part_of_a_source(tmp_path):
+    rows = [{"image": f"{i}.jpg", "captions": [f"caption {i}"], "split": "train"} for i in range(200)]
+    images(tmp_path, *(row["image"] for row in rows))
+    held_out, others = (jsonl(tmp_path, rows, part=part) for part in ("held out 1/10", "but 1/10"))
+    names = [[source.name(i) for i in range(len(source))] for source in (held_out, others)]
+    assert 10 <= len(held_out) <= 30
+    assert sorted(names[0] + names[1]) == sorted(row["image"] for row in rows)
+    assert held_out[0]["name"] == names[0][0]
+    assert held_out.captions(0) == held_out[0]["captions"] == [f"caption {names[0][0].removesuffix('.jpg')}"]
+    again = jsonl(tmp_path, rows[::2], part="held out 1/10")
+    assert {again.name(i) for i in range(len(again))} <= set(names[0]), "an example stays where it is"
+
+
+def test_a_part_keeps_the_classes(tmp_path):
+    table = {"image": [image(i) for i in range(9)], "captions": ["x"] * 9, "kind": ["a", "b", "c"] * 3}
+    whole = parquet(tmp_path, table, label="kind")
+    part = parquet(tmp_path, table, label="kind", part="but 1/2")
+    assert part.classes == whole.classes == ["a", "b", "c"]
+    assert [part.label(i) for i in range(len(part))] == [int(part[i]["label"]) for i in range(len(part))]
+
+
+def test_part_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"part is 'a tenth'; it is \"held out 1/10\""):
+        parquet(tmp_path, part="a tenth")
+    with pytest.raises(ValueError, match="names of the examples, which this source does not have"):
+        sources.make({"name": "scenes", "length": 5, "part": "but 1/10"})
+
+
 def test_parquet_errors(tmp_path):
     with pytest.raises(ValueError, match=r'no column "caption"\. Did you mean "captions"'):
         parquet(tmp_path, captions="caption")

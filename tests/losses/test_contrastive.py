@@ -145,7 +145,7 @@ def test_every_block_size_gives_the_same(block):
 @pytest.mark.parametrize("scale", [14.3, 100.0])
 @pytest.mark.parametrize("block", [0, 64, 100])
 def test_five_digits_at_larger_sizes_and_scales(block, scale):
-    image, text = examples(200, 48, noise=0.5)
+    image, text = examples(200, 48, noise=2.0)
     cotangent = np.full(200, 1 / 200, np.float32)
     got = with_gradients(partial(contrastive.info_nce, block_size=block), cotangent, image, text, scale)
     close(got, info_nce(image, text, np.float64(np.float32(scale)), cotangent))
@@ -156,10 +156,10 @@ def test_five_digits_at_larger_sizes_and_scales(block, scale):
 @pytest.mark.parametrize("block", [0, 16])
 def test_pairs_that_are_all_but_learned_keep_their_digits(block):
     """A loss of 1e-5 comes from logits of 40: what float32 leaves of log(sum) - logit would be noise."""
-    image, text = examples(32, 64, noise=0.05)
+    image, text = examples(32, 64, noise=0.8)
     cotangent = np.ones(32, np.float32)
     expected = info_nce(image, text, 40.0, cotangent)
-    assert expected[0].max() < 1e-5
+    assert 1e-9 < expected[0].max() < 1e-3
     close(
         with_gradients(partial(contrastive.info_nce, block_size=block), cotangent, image, text, 40.0),
         expected,
@@ -170,7 +170,7 @@ def test_pairs_that_are_all_but_learned_keep_their_digits(block):
 @pytest.mark.parametrize("block", [0, 16])
 def test_bfloat16_at_the_highest_scale(block):
     """Logits are exact products, sums float32: only the gradients carry bfloat16's rounding."""
-    image, text = (jnp.asarray(x, jnp.bfloat16) for x in examples(40, 32))
+    image, text = (jnp.asarray(x, jnp.bfloat16) for x in examples(40, 32, noise=2.0))
     cotangent = np.full(40, 1 / 40, np.float32)
     rounded = [np.asarray(x, np.float64) for x in (image, text)]
     expected = info_nce(*rounded, 100.0, cotangent)

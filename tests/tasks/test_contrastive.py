@@ -1,4 +1,5 @@
-"""The contrastive objective: it learns a batch, what is not there changes nothing, slices equal the whole, and trouble is named."""
+"""The contrastive objective: it learns a batch, what is not there changes nothing, slices equal the whole, and trouble
+is named."""
 
 import functools
 import math
@@ -275,7 +276,7 @@ def test_a_batch_of_one_is_refused():
 
 
 def test_a_batch_that_does_not_divide_into_slices():
-    with pytest.raises(ValueError, match="batch of 4 does not divide into task.slices=3"):
+    with pytest.raises(ValueError, match=r"batch of 4 does not divide into task\.slices=3"):
         task = make(slices=3)
         state = state_of()
         jax.eval_shape(
