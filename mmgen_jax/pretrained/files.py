@@ -218,7 +218,7 @@ class _Unpickler(pickle.Unpickler):
     """Builds dictionaries and descriptions of tensors; whatever else a pickle names is refused before it is looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # Whatever is returned is new or a constant of ours, so that a BUILD instruction has nothing to alter.
+        # Whatever is returned is new or a string: an instruction that alters objects finds none that anybody else uses.
         if (module, name) == ("collections", "OrderedDict"):
             return type("Ordered", (OrderedDict,), {})
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
@@ -226,7 +226,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda tensor, *_: tensor
         if module == "torch" and name in STORAGES:
-            return STORAGES[name]
+            return name
         if module.split(".")[0] == "__torch__":  # a module of a TorchScript archive: a bag of attributes here
             return type("Module", (_Module,), {})
         raise _Refused(f"{module}.{name}")
@@ -234,10 +234,12 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
             raise pickle.UnpicklingError(f"a reference to {str(pid)[:80]}")
-        _, dtype, key, _, count, *view = pid
-        if not (isinstance(dtype, np.dtype) and isinstance(key, str) and _is_count(count)) or any(view):
+        _, kind, key, _, count, *view = pid
+        if not (
+            isinstance(kind, str) and kind in STORAGES and isinstance(key, str) and _is_count(count)
+        ) or any(view):
             raise pickle.UnpicklingError(f"a storage that is described as {str(pid)[:80]}")
-        return _Storage(dtype, key, count)
+        return _Storage(STORAGES[kind], key, count)
 
 
 class _Module:
@@ -334,9 +336,9 @@ def _read_legacy(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         for key in keys:
             if key not in dtypes:
                 raise ValueError(f"{path} holds numbers that belong to no tensor of it. {CONVERT}")
-            count = int.from_bytes(file.read(8), "little")
-            places[key] = (file.tell(), count * dtypes[key].itemsize)
-            if sum(places[key]) > size:
+            head = file.read(8)
+            places[key] = (file.tell(), int.from_bytes(head, "little") * dtypes[key].itemsize)
+            if len(head) < 8 or sum(places[key]) > size:
                 raise ValueError(f"{path} ends before its numbers do. {COPY}")
             file.seek(sum(places[key]))
 

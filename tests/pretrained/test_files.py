@@ -140,6 +140,20 @@ def test_other_ways_to_call_are_refused(instructions, tmp_path):
         read(tmp_path / "evil.pt")
 
 
+@pytest.mark.parametrize("dtype", [b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n"])
+def test_nothing_that_others_use_is_altered(dtype, tmp_path):
+    """BUILD calls __setstate__ or sets attributes; whatever it does, NumPy's types and our functions stay."""
+    from mmgen_jax.pretrained import files
+
+    before = dict(vars(files._rebuild)), files.STORAGES["FloatStorage"].str
+    for state in (b"}X\x01\x00\x00\x00aK\x01s", b"(K\x03X\x01\x00\x00\x00>NNNK\xffK\xffK\x00t"):
+        with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02" + dtype + state + b"b.")
+        with pytest.raises(ValueError, match=r"evil\.pt"):
+            read(tmp_path / "evil.pt")
+    assert before == (dict(vars(files._rebuild)), files.STORAGES["FloatStorage"].str) and before[1] == "<f4"
+
+
 def test_tensors_stay_within_their_storage(torch, tmp_path):
     """A view that reaches further would read other memory."""
     torch.save({"w": torch.zeros(2, 3)}, tmp_path / "good.pt")
