@@ -97,7 +97,9 @@ class Pipeline:
     def example_batch(self) -> Batch:
         """A batch of this process's shape, all zeros, to initialise and compile with; it takes one example's memory."""
         rows = self.batch_size // self.process[1]
-        return {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in self._example.items()}
+        return {
+            name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in self._example.items()
+        }
 
     def save_shapes(self, path: Path) -> None:
         """Write the names, shapes and types of a training example, with which a finished run can do without its data."""

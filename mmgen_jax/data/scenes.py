@@ -542,6 +542,9 @@ class Scenes:
       length: number of scenes; by default 1000, and endless (2^31 - 1) for train.
       noise: standard deviation of the pixel noise, as a share of white.
       max_objects: scenes have one to this many objects, at most 3.
+      minimal_pairs: every second scene is the one before it but for one thing, often with two colours swapped. In a
+        batch that is not shuffled these are hard negatives: a model that knows which colours and shapes there
+        are, but not which belong together, cannot tell them apart.
     """
 
     def __init__(
@@ -552,6 +555,7 @@ class Scenes:
         length: int | None = None,
         noise: float = 0.0,
         max_objects: int = 3,
+        minimal_pairs: bool = False,
     ):
         if split not in SPLITS:
             raise ValueError(f'Unknown split "{split}" of scenes.{nearest(split, SPLITS)}')
@@ -562,6 +566,7 @@ class Scenes:
         if noise < 0:
             raise ValueError(f"noise is {noise}: a standard deviation cannot be negative.")
         self.split, self.seed, self.size, self.noise, self.max_objects = split, seed, size, noise, max_objects
+        self.minimal_pairs = minimal_pairs
         self.length = LENGTHS[split] if length is None else length
         if max_objects == 1:
             self.classes = [f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
@@ -648,7 +653,16 @@ class Scenes:
         index = operator.index(index)
         if not 0 <= index < self.length:
             raise IndexError(f"scenes/{self.split} has no example {index}; it has {self.length}.")
-        draws = _draws(self.seed, SPLITS.index(self.split), index)
+        twin = self.minimal_pairs and index % 2
+        draws = _draws(self.seed, SPLITS.index(self.split), index - twin)
+        numbers = self._draw(draws)
+        if twin:
+            draws = _draws(self.seed, SPLITS.index(self.split), index)
+            numbers = self._vary(numbers, draws)
+        return Scene(tuple(_OBJECTS[n] for n in numbers), next(draws)), draws
+
+    def _draw(self, draws: Iterator[int]) -> list[int]:
+        """A scene of this split, as its objects' sorted numbers."""
         count = 1 + next(draws) % self.max_objects
         while True:
             numbers = []
@@ -660,7 +674,39 @@ class Scenes:
                 pair = _SEEN + bits % len(HELD_OUT) if held_out else bits % _SEEN
                 numbers.append(cell * _PER_CELL + pair * len(RADIUS) + size)
             numbers.sort()
-            objects = tuple(_OBJECTS[n] for n in numbers)
-            distinct = len({n // _PER_CELL for n in numbers}) == len({o[:2] for o in objects}) == count
-            if distinct and (self.split == "compositional" or _hashed_split(numbers) == self.split):
-                return Scene(objects, next(draws)), draws
+            if self._fits(numbers):
+                return numbers
+
+    def _vary(self, numbers: list[int], draws: Iterator[int]) -> list[int]:
+        """The same scene but for one thing: two objects swap colours or sizes, or one object's size, colour, shape or place."""
+        while True:
+            objects = [_OBJECTS[n] for n in numbers]
+            bits = next(draws)
+            k, kind, bits = bits % len(objects), bits // 8 % 8, bits // 64
+            chosen = objects[k]
+            if kind < 5 and len(objects) > 1:
+                other = (k + 1 + bits % (len(objects) - 1)) % len(objects)
+                field = "colour" if kind < 3 else "size"
+                value = getattr(objects[other], field)
+                objects[other] = objects[other]._replace(**{field: getattr(chosen, field)})
+                objects[k] = chosen._replace(**{field: value})
+            elif kind in (0, 5):
+                objects[k] = chosen._replace(size="small" if chosen.size == "large" else "large")
+            elif kind in (1, 6):
+                objects[k] = chosen._replace(colour=list(COLOURS)[bits % len(COLOURS)])
+            elif kind == 2:
+                objects[k] = chosen._replace(shape=SHAPES[bits % len(SHAPES)])
+            else:
+                objects[k] = chosen._replace(row=bits % GRID, column=bits // GRID % GRID)
+            varied = sorted(_NUMBER[o] for o in objects)
+            if varied != numbers and self._fits(varied):
+                return varied
+
+    def _fits(self, numbers: list[int]) -> bool:
+        """Whether there is such a scene, and this split is its own: objects differ in cell, and in colour or shape."""
+        pairs = {_OBJECTS[n][:2] for n in numbers}
+        if not len({n // _PER_CELL for n in numbers}) == len(pairs) == len(numbers):
+            return False
+        if not pairs.isdisjoint(HELD_OUT):
+            return self.split == "compositional"
+        return _hashed_split(numbers) == self.split

@@ -44,7 +44,8 @@ def info_nce(
       equal: what an equal pair is: a "negative" like any other; a "positive", the target being uniform over all of a row's
         positives (Khosla et al., 2020, eq. 2); or left out ("ignore").
       symmetric: the mean of both directions; False is image to text alone.
-      block_size: rows and columns of a tile; temporaries are O(N F + block_size^2). 0 is the plain form.
+      block_size: rows and columns of a tile; temporaries are O(N F + block_size^2). 0 is the plain form; 1,024 to 4,096
+        takes no longer.
       axis: the mapped axes (inside `jax.shard_map(..., check_vma=False)`) over which the batch is spread. Gradients are those
         of the sum of all devices' losses: complete for image and text, the own share for logit_scale.
       exchange: "gather" every device has all texts at once; "ring" they go round, one device's at a time, while the last ones
@@ -126,8 +127,7 @@ def triplet(
     reduce = registry.choose({"sum": jnp.sum, "hardest": jnp.max}, negatives, "negatives")
     image, text, pairs = _pairs(image, text, weight, image_id, text_id, equal, axis)
     images, texts, others = _gather((image, text, pairs), axis)
-    counts, same = _relation(pairs, others, "negative" if equal == "negative" else "ignore")
-    del same
+    counts, _ = _relation(pairs, others, "negative" if equal == "negative" else "ignore")
     if distance == "cosine":
         own = _inner(image, text)
     else:

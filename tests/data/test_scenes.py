@@ -288,3 +288,22 @@ GOLDEN_CAPTIONS = [
     "a purple heart under a large blue cross",
 ]
 GOLDEN_DIGEST = "9899eabe3fddc2f1d9f0a5c913f8940be27ae4fa6b9e7a6e1e11cdc85957e06c"
+
+
+def test_minimal_pairs():
+    """Every second scene differs in one thing from the one before, stays in the split, and has captions of its own."""
+    source, plain = scenes.Scenes("train", minimal_pairs=True), scenes.Scenes("train")
+    swapped = 0
+    for i in range(0, 400, 2):
+        first, twin = source.scene(i).objects, source.scene(i + 1).objects
+        assert first == plain.scene(i).objects
+        assert twin != first
+        assert len(twin) == len(first)
+        assert scenes.split_of(twin) == "train"
+        changed = [field for field in scenes.Object._fields
+                   if sorted(getattr(o, field) for o in first) != sorted(getattr(o, field) for o in twin)]  # fmt: skip
+        # A swap leaves the scene with the same colours, shapes, sizes and places; a new place may change row and column.
+        assert len(set(changed) - {"column"}) <= 1 or changed == ["row", "column"]
+        swapped += not changed
+        assert all(scenes.is_true(caption, source.scene(i + 1)) for caption in source.captions(i + 1))
+    assert 60 < swapped < 140
