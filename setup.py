@@ -47,7 +47,7 @@ setup(
             "ipykernel",
         ],
         # The benchmark's peers. On a machine without a GPU install a CPU build of PyTorch first.
-        "torch": ["torch>=2.6"],
+        "torch": ["torch>=2.6", "transformers>=4.50"],
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],

@@ -6,6 +6,8 @@ FILE is a Parquet file with the columns image, name, captions (the names), tags 
 held out, by a hash of their names; the words of their names need not occur among the others.
 Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, with small towers
 from scratch.
+Reached on the 177 held out (seed 0, 5 minutes of training on one core of an AMD EPYC): image to text R@1/5/10 19.8, 37.9, 41.8,
+text to image 18.4, 37.8, 45.3 (chance 0.6, 2.8, 5.6); a linear probe tells 70.6 % of the categories. docs/results.md says more.
 """
 
 import ml_collections

@@ -5,6 +5,9 @@ python scripts/train.py --config configs/dual_encoder_flickr8k.py:path=FILE --wo
 FILE is a Parquet file with the columns image, captions and split ("train", "dev").
 Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, with the captioner's
 small ResNet (so that it can start one) and a bidirectional GRU.
+Reached on the 1,000 dev images (seed 0, 26 minutes of training on one core of an AMD EPYC): image to text R@1/5/10 4.4, 15.1,
+22.9, text to image 4.6, 15.3, 22.6 (chance 0.1, 0.5, 1.0). Started from it, configs/captioner_flickr8k.py gains 1.2 BLEU-4
+and 5.0 CIDEr. docs/results.md says more.
 """
 
 import ml_collections

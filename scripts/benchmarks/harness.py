@@ -340,7 +340,7 @@ def show(suite: ModuleType, rows: Mapping[str, dict], console: Console) -> None:
     console.print(table)
     for name, row in rows.items():
         losses = {peer: facts["loss"] for peer, facts in row["peers"].items() if "loss" in facts}
-        if losses:
+        if len(losses) > 1:
             listed = ", ".join(f"{peer} {loss:.5f}" for peer, loss in losses.items())
             apart = np.ptp(list(losses.values())) / max(map(abs, losses.values()))
             console.print(f"{name}: first loss {listed}; at most {apart:.1e} apart, relative")
