@@ -4,15 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from mmgen_jax.caption import _search
 from mmgen_jax.data.scenes import Scenes
 from mmgen_jax.image_files import find_images
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

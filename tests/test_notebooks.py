@@ -3,9 +3,13 @@
 import ast
 import os
 import sys
+from pathlib import Path
 
+import jax
 import pytest
-from conftest import CACHE, ROOT
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = jax.config.jax_compilation_cache_dir  # see conftest.py
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

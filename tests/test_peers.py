@@ -5,16 +5,18 @@ That they compute what our dual encoder does is in test_benchmark.py.
 
 import importlib
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from mmgen_jax import decoding
 from mmgen_jax.models.captioner import RnnDecoder
 from mmgen_jax.nn import resnet
+
+ROOT = Path(__file__).resolve().parents[1]
 
 torch = pytest.importorskip("torch")
 

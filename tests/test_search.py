@@ -5,11 +5,11 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from mmgen_jax import search
@@ -17,6 +17,8 @@ from mmgen_jax.data.scenes import Scenes
 from mmgen_jax.evaluate import load
 from mmgen_jax.experiment import Experiment
 from mmgen_jax.search import Index, nearest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SIZE, MAX_LEN = 32, 12
 

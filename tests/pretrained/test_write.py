@@ -79,7 +79,7 @@ def test_what_stands_beside_the_weights(params, tmp_path):
     assert transformers.CLIPConfig.from_pretrained(tmp_path).text_config.eos_token_id == 10
 
 
-def test_the_captioners_grid_is_a_siglip_without_head(empty, random_params, tmp_path):
+def test_the_captioners_grid_is_a_siglip_without_head(torch, empty, random_params, tmp_path):
     from mmgen_jax.models.captioner import Captioner, RnnDecoder
 
     transformers = pytest.importorskip("transformers")
@@ -91,7 +91,6 @@ def test_the_captioners_grid_is_a_siglip_without_head(empty, random_params, tmp_
         write(tmp_path, model, {"encoder": params})
     assert write(tmp_path, model, {"encoder": params}, part="image") == "SiglipVisionModel"
     theirs = transformers.SiglipVisionModel.from_pretrained(tmp_path).eval()
-    import torch
 
     with torch.no_grad():
         expect = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).last_hidden_state.numpy()

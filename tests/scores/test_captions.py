@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from mmgen_jax import __version__
 from mmgen_jax.scores import captions
 from mmgen_jax.scores.captions import NAMES, References
 from mmgen_jax.scores.ptb import tokenize
@@ -226,7 +227,7 @@ def test_ceiling_leaves_single_captions_out():
 
 
 def test_signature():
-    expected = f"captions|tok:ptb|beam:5|split:val|n:1000|refs:5|v:{captions.__version__}"
+    expected = f"captions|tok:ptb|beam:5|split:val|n:1000|refs:5|v:{__version__}"
     assert captions.signature(beam=5, split="val", n=1000, refs=5) == expected
     with pytest.raises(ValueError, match="separates"):
         captions.signature(split="val|test")
