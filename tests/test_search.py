@@ -39,6 +39,7 @@ def make_run(load_config):
             text=dict(name="text_rnn", cell="gru", features=8, embed_features=8, max_len=MAX_LEN),
             embed_dim=8,
         )
+        config.optimizer.ema = 0.0  # the parameters themselves are searched with
         config.data.source = dict(scenes, split="train", length=64)
         config.data.tokenizer.examples = 64
         config.data.batch_size = 8
