@@ -5,10 +5,11 @@ python scripts/train.py --config configs/align.py:source=webdataset,path=DIR --w
 Data is as in configs/clip_vit_b32.py.
 Paper: Jia et al., Scaling Up Visual and Vision-Language Representation Learning With Noisy Text Supervision, 2021,
 section 4.2: batch 16,384, learning rate 1e-3 after 10,000 steps of warm-up, linear to zero at 1.2 million, weight decay
-1e-5, images of 289 px, 64 tokens, embedding 640, temperature from 1. Differs from the paper: a ResNet-152 instead of
-EfficientNet-L7, BERT-base's shape instead of BERT-large's (task.model.text.width and depth change it), AdamW instead of
-LAMB, no label smoothing, and a byte-pair vocabulary trained on the captions. Reached here: not run; the data and the
-accelerators were not at hand.
+1e-5, images of 289 px, 64 tokens, embedding 640, temperature from 1.
+Differs from the paper: a ResNet-152 instead of EfficientNet-L7, BERT-base's shape instead of BERT-large's
+(task.model.text.width and depth change it), AdamW instead of LAMB, no label smoothing, and a byte-pair vocabulary
+trained on the captions.
+Reached here: not run; the data and the accelerators were not at hand.
 """
 
 import ml_collections
