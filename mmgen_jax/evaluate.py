@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 from rich.console import Console
 from rich.table import Table
 
@@ -13,38 +12,7 @@ from mmgen_jax.core import config as config_lib
 from mmgen_jax.core import registry
 from mmgen_jax.core.writer import Writers
 from mmgen_jax.evaluators.base import Row
-from mmgen_jax.experiment import Experiment
-
-
-def load(
-    workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: int | None = None
-) -> tuple[Experiment, dict, dict, int]:
-    """A finished run from its config.json and a checkpoint: (experiment, params, variables, step).
-
-    Args:
-      workdir: made by `train`.
-      overrides: {"task.decode.beam": 5}, changes of the config.
-      step: which checkpoint; default the newest.
-
-    Raises:
-      FileNotFoundError, CheckpointError: nothing to load there; says what.
-    """
-    workdir = Path(workdir)
-    config = config_lib.load_json(workdir / "config.json")
-    for key, value in (overrides or {}).items():
-        try:
-            config.update_from_flattened_dict({key: value})
-        except KeyError as error:
-            raise ValueError(
-                f'The run in {workdir} has no "{key}" to change: its task is "{config.task.name}".'
-            ) from error
-    # A finished run is read on whatever devices are at hand, not on those that trained it.
-    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1})
-    experiment = Experiment(config, workdir, finished=True)
-    checkpointer = experiment.checkpointer()
-    params, variables, step = checkpointer.restore_for_eval(experiment.abstract, experiment.shardings, step)
-    checkpointer.close()
-    return experiment, params, variables, step
+from mmgen_jax.experiment import Experiment, load
 
 
 def evaluate(
@@ -59,7 +27,7 @@ def evaluate(
     """Run a finished run's evaluators and print their tables.
 
     Args:
-      workdir, step, overrides: see `load`.
+      workdir, step, overrides: see `experiment.load`.
       names: which evaluators; default all, with `split` the first of each kind.
       split: score this split of the evaluators' source.
       console: where to print.
@@ -140,10 +108,13 @@ def print_table(name: str, rows: dict[str, Row], signature: str, console: Consol
         table.add_column(column, justify="right")
 
     def text(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}" if full else f"{value:.4f}"
+        if value is None:
+            return ""
+        # Small distances, such as KID, would be zeros.
+        return f"{value:.2f}" if full and not 0 < abs(value) < 0.1 else f"{value:.4f}"
 
     for key, row in rows.items():
-        interval = f"{row.interval[0]:.2f} .. {row.interval[1]:.2f}" if row.interval else ""
+        interval = " .. ".join(map(text, row.interval)) if row.interval else ""
         cells = (text(row.value), interval, text(row.floor), text(row.ceiling))
         table.add_row(key, *cells[: len(columns)])
     console.print(table)

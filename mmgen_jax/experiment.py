@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from mmgen_jax import judges as judges_lib
 from mmgen_jax.core import config as config_lib
 from mmgen_jax.core import optimizer as optimizer_lib
 from mmgen_jax.core import parallel, registry, sharding
@@ -34,6 +35,7 @@ class Experiment:
       layout: mesh, mode and sharding rules.
       pipeline: the training data and the tokenizer.
       task: the network with its objective.
+      judges: the other models that evaluators may ask, opened when they are.
       abstract, shardings: the State's shapes, and where each array lives.
       reports: what `init` took from the weights of other models.
     """
@@ -69,8 +71,11 @@ class Experiment:
         self.abstract: State = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings: State = sharding.infer(self.abstract, self.layout)
         self.evaluators = {name: self._evaluator(name, dict(spec)) for name, spec in config.evals.items()}
+        self.judges = judges_lib.make(config.get("judges", {}), layout=self.layout, open_run=self._open_judge)
         if not finished:
-            # Data that is not there shows now, and not hours later at the first evaluation.
+            # What is not there shows now, and not hours later at the first evaluation.
+            for judge in self.judges.values():
+                judge.check()
             for name, part in {"data": self.pipeline, **self.evaluators}.items():
                 if not len(part.source):
                     raise ValueError(f"{name}: the source holds no example.")
@@ -86,6 +91,11 @@ class Experiment:
         make = registry.lookup("evaluators", spec.pop("name")).make
         spec.pop("every", None)
         return registry.call(make, spec, f"evals.{name}", pipeline=self.pipeline)
+
+    def _open_judge(self, workdir: Path, step: int | None) -> tuple[judges_lib.Predictor, dict]:
+        """A judge is on this run's mesh, so that batches which divide over it here do so there."""
+        judge, params, variables, _ = load(workdir, step=step, mesh=self.config.mesh)
+        return judge.predictor(params, variables), judge.pipeline.example_batch()
 
     def init(self) -> State:
         """The state before the first step: a function of the config's seed, and of the files that `init_from` names.
@@ -134,7 +144,7 @@ class Experiment:
             facts={"tokenizer": self.pipeline.tokenizer.fingerprint},
         )
 
-    def predictor(self, params: dict, variables: dict) -> Callable[[str, Mapping[str, np.ndarray]], tuple]:
+    def predictor(self, params: dict, variables: dict) -> judges_lib.Predictor:
         """`predict(name, batch) -> (predictions, batch)`: on the host, the rows of all processes on each, for evaluators."""
         places = {name: self.shardings.params[name] for name in params}
         rng = jax.random.key(self.config.seed)
@@ -160,7 +170,46 @@ class Experiment:
                 self._compiled[name](params, variables, sharding.put_batch(batch, self.layout), rng)
             )
 
-        return predict
+        return judges_lib.Predictor(predict, (params, variables), self.pipeline, self.judges)
+
+
+def load(
+    workdir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    *,
+    average: bool = True,
+    mesh: Mapping[str, Any] | None = None,
+) -> tuple[Experiment, dict, dict, int]:
+    """A finished run from its config.json and a checkpoint: (experiment, params, variables, step).
+
+    Args:
+      workdir: made by `train`.
+      overrides: {"task.decode.beam": 5}, changes of the config.
+      step: which checkpoint; default the newest.
+      average: the parameters' average of the run, where it kept one, and not they themselves.
+      mesh: where to put it, as in the config; default on all devices at hand, whatever it was trained on.
+
+    Raises:
+      FileNotFoundError, CheckpointError: nothing to load there; says what.
+    """
+    workdir = Path(workdir)
+    config = config_lib.load_json(workdir / "config.json")
+    for key, value in (overrides or {}).items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except KeyError as error:
+            raise ValueError(
+                f'The run in {workdir} has no "{key}" to change: its task is "{config.task.name}".'
+            ) from error
+    config.mesh = ml_collections.ConfigDict(dict(mesh or {"data": 1, "fsdp": -1}))
+    experiment = Experiment(config, workdir, finished=True)
+    checkpointer = experiment.checkpointer()
+    params, variables, step = checkpointer.restore_for_eval(
+        experiment.abstract, experiment.shardings, step, average=average
+    )
+    checkpointer.close()
+    return experiment, params, variables, step
 
 
 def check_workdir(workdir: Path, config: ml_collections.ConfigDict, override: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Pictures: attention (an image, its caption, where the model looked for each word), and contact sheets of search results."""
+"""Pictures: attention (where a model looked for each word), contact sheets, grids of samples and their animation, points."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 FRAME = (0.1, 0.65, 0.2)  # of a marked image
+CELL = (
+    64,
+    128,
+)  # pixels of a sample's longer side in a grid: smaller ones are enlarged to at least, larger ones shrunk to at most
+TEXT = 12, 200  # height of the letters beside a grid, and the width of the column in which they stand
 
 
 def attention(
@@ -63,6 +68,7 @@ def contact_sheet(
     titles: Sequence[str],
     captions: Sequence[Sequence[str]],
     marks: Sequence[Sequence[bool]] | None = None,
+    lines: int = 5,
 ) -> Path:
     """Write a PNG with a line of images under each title: what was asked, and what was found.
 
@@ -72,14 +78,15 @@ def contact_sheet(
       titles: one a row.
       captions: a text under each image; long ones are wrapped.
       marks: which images get a frame, such as the right answers; None frames none.
+      lines: of a text, at most; the rest is cut.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = max((len(row) for row in rows), default=1) or 1
-    wrapped = [[_wrap(text, 20) for text in row] for row in captions]
-    lines = [max((text.count("\n") + 1 if text else 0 for text in row), default=0) for row in wrapped]
-    heights = [1.4 + 0.45 + 0.13 * count for count in lines]
+    wrapped = [[_wrap(text, 20, lines) for text in row] for row in captions]
+    counts = [max((text.count("\n") + 1 if text else 0 for text in row), default=0) for row in wrapped]
+    heights = [1.4 + 0.45 + 0.14 * count for count in counts]
     figure = Figure(figsize=(1.4 * max(columns, 3) + 0.2, sum(heights) + 0.1), layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0] if rows else ()
@@ -91,7 +98,7 @@ def contact_sheet(
             axis.axis("off")
         for axis, image, text, mark in zip(axes, images, texts, marked, strict=False):
             axis.imshow(image)
-            axis.set(xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[], anchor="N")
             axis.set_xlabel(text, fontsize=7, labelpad=4)
             axis.spines[:].set(color=FRAME, linewidth=4, visible=bool(mark))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,12 +106,146 @@ def contact_sheet(
     return path
 
 
+def sample_grid(
+    path: Path, rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] | None = None
+) -> Path:
+    """Write a PNG with a row of samples beside each caption; grids of the same captions and images have the same size.
+
+    Args:
+      path: the file to write.
+      rows: images, uint8 [H, W, 3], all of one size.
+      captions: one a row; long ones are wrapped, and cut. None leaves the column out.
+    """
+    height, width = rows[0][0].shape[:2]
+    low, high = CELL
+    longer = max(height, width)
+    scale = -(-low // longer) if longer < low else min(1.0, high / longer)
+    cell = max(round(width * scale), 1), max(round(height * scale), 1)
+    # Small samples by whole pixels, that each can be seen as it is.
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    letter, column = TEXT if captions is not None else (0, 0)
+    gap = 3
+    size = (
+        column + max(map(len, rows)) * (cell[0] + gap) + gap,
+        len(rows) * (max(cell[1], 2 * letter + 6) + gap) + gap,
+    )
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    font = _font(letter) if letter else None
+    step = (size[1] - gap) // len(rows)
+    for i, images in enumerate(rows):
+        top = gap + i * step
+        for k, image in enumerate(images):
+            picture = Image.fromarray(image).resize(cell, how)
+            sheet.paste(picture, (column + gap + k * (cell[0] + gap), top))
+        if font is not None:
+            most = max((step - gap) // (letter + 3), 1)
+            for letters in range(60, 3, -1):  # the most that fit: letters differ in width
+                lines = textwrap.wrap(captions[i], letters, max_lines=most, placeholder=" ...")
+                if max(map(font.getlength, lines), default=0) <= column - 2 * gap:
+                    break
+            draw.multiline_text((gap, top), "\n".join(lines), fill="black", font=font, spacing=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return path
+
+
+def animation(path: Path, pictures: Sequence[Path], titles: Sequence[str], seconds: float = 0.4) -> Path:
+    """Write a GIF of pictures, such as those of a training's evaluations; the last stays longest.
+
+    Args:
+      path: the file to write.
+      pictures: image files; what differs in size from the last is resized to it.
+      titles: a line above each.
+      seconds: that each is shown.
+    """
+    frames: list[Image.Image] = []
+    letter, _ = TEXT
+    for picture, title in zip(reversed(pictures), reversed(titles), strict=True):
+        with Image.open(picture) as image:
+            image = image.convert("RGB")
+        if frames:
+            image = image.resize((frames[0].width, frames[0].height - 2 * letter))
+        frame = Image.new("RGB", (image.width, image.height + 2 * letter), "white")
+        frame.paste(image, (0, 2 * letter))
+        ImageDraw.Draw(frame).text((5, letter // 2), title, fill="black", font=_font(letter))
+        # Pillow's usual palette drops rare colours, such as those of small objects.
+        palette = frame.quantize(256, Image.Quantize.FASTOCTREE)
+        frames.append(frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+    first, *others = reversed(frames)
+    times = [round(1000 * seconds)] * len(others) + [round(1000 * max(2.0, seconds))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, save_all=True, append_images=others, duration=times if others else times[0], loop=0)
+    return path
+
+
+def scatter(
+    path: Path, points: np.ndarray, modes: np.ndarray, std: float, found: np.ndarray | None = None
+) -> Path:
+    """Write a PNG of points in the plane, over circles of three standard deviations around the modes of their distribution.
+
+    Args:
+      path: the file to write.
+      points: float [n, 2].
+      modes: float [M, 2].
+      std: of each mode.
+      found: bool [M], the modes that count as found; the others are drawn in red.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import EllipseCollection
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    found = np.ones(len(modes), bool) if found is None else found
+    size = np.full(len(modes), 6 * std)
+    colours = np.where(found, "tab:green", "tab:red")
+    axis.add_collection(
+        EllipseCollection(
+            size,
+            size,
+            0 * size,
+            units="xy",
+            offsets=modes,
+            offset_transform=axis.transData,
+            facecolor="none",
+            edgecolor=colours,
+            linewidth=1.5,
+            zorder=3,
+        )
+    )
+    axis.scatter(*points.T, s=4, alpha=min(1.0, max(0.3, 500 / len(points))), linewidths=0, color="tab:blue")
+    low, high = modes.min(axis=0), modes.max(axis=0)
+    margin = 6 * std + 0.15 * float((high - low).max())
+    axis.set(
+        xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin), aspect="equal"
+    )
+    away = len(points) - np.all((points >= low - margin) & (points <= high + margin), axis=1).sum()
+    axis.set_title(
+        f"{found.sum()} of {len(modes)} modes, {len(points):,} points"
+        + (f", {away:,} of them far away" if away else "")
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _font(height: int) -> Any:
+    """Letters that come with matplotlib: the same everywhere, and of more than one alphabet."""
+    import matplotlib
+
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), height
+    )
+
+
 def _plain(text: str) -> str:
     """Dollar signs as themselves: two of them would begin a formula."""
     return text.replace("$", r"\$")
 
 
-def _wrap(text: str, width: int, most: int = 5) -> str:
+def _wrap(text: str, width: int, most: int) -> str:
     """Lines of about `width` letters, at most `most` of them."""
     lines = textwrap.wrap(text, width, max_lines=most, placeholder=" ...")
     return _plain("\n".join(lines))

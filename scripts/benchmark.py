@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py captioner --help
 python scripts/benchmark.py dual_encoder --help
+python scripts/benchmark.py text_to_image --help
 """
 
 import argparse
@@ -9,9 +10,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks import captioner, dual_encoder, harness
+from benchmarks import captioner, dual_encoder, harness, text_to_image
 
-SUITES = {"captioner": captioner, "dual_encoder": dual_encoder}
+SUITES = {"captioner": captioner, "dual_encoder": dual_encoder, "text_to_image": text_to_image}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -66,15 +66,16 @@ def on_devices(monkeypatch):
 
 @pytest.fixture(scope="session")
 def load_config():
-    """load_config("captioner_scenes.py:tiny", seed=1): the config without evaluations, some values replaced.
+    """load_config("captioner_scenes.py:tiny", seed=1): the config without evaluations and judges, some values replaced.
 
-    Evaluations cost most of a tiny run's time; a test that wants one adds it.
+    Evaluations cost most of a tiny run's time, and judges are other runs; a test that wants one adds it.
     """
 
     def load(text: str = "captioner_scenes.py:tiny", **replace):
         name, _, arg = text.partition(":")
         config = runpy.run_path(str(ROOT / "configs" / name))["get_config"](arg or None)
-        return ml_collections.ConfigDict({**config.to_dict(), "evals": {}, **replace})
+        kept = {key: value for key, value in config.to_dict().items() if key != "judges"}
+        return ml_collections.ConfigDict({**kept, "evals": {}, **replace})
 
     return load
 

@@ -190,3 +190,48 @@ def test_slices_on_several_devices(dual_encoder, same, on_devices):
     whole = dual_steps(config, "ring")
     config.task.slices = 2
     same(dual_steps(config, "ring")[0], whole[0], rtol=0, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def gan(load_config):
+    """Both networks with batch statistics; a loss that compares with the mean of the batch; wrong texts from other devices."""
+    config = load_config("dcgan_scenes.py:tiny")
+    with config.unlocked():
+        config.optimizer = {
+            "name": "sgd",
+            "learning_rate": 0.02,
+            "schedule": "constant",
+            "networks": {"generator": {"ema": 0.9, "learning_rate": 0.01}},
+        }
+        config.task.discriminator = {"name": "dcgan", "width": 8, "unconditional": True}
+        config.task.loss = {"name": "relativistic", "matching": 1.0}
+        config.task.generator = {"name": "dcgan", "image_size": 32, "width": 8}
+        config.task.augment = ()
+    return config
+
+
+def test_a_gan_on_any_devices(gan, same, on_devices):
+    """1, 2, 4 and 8 devices, jit and pmap: the same noise for an example, batch statistics and mismatches over all."""
+    on_devices(1)
+    one = two_steps(gan)
+    # In pmap mode a device looks at its own samples of its own first caption, and at the spread of its own logits.
+    watched = ("sample_distance", "real_distance", "logit_spread")
+    for count, mode in ((2, "jit"), (4, "pmap"), (8, "jit"), (8, "pmap")):
+        on_devices(count)
+        config = gan.copy_and_resolve_references()
+        several = two_steps(config, mode=mode)
+        same(several[0], one[0], rtol=0, atol=2e-5)
+        for left, right in zip(several[1], one[1], strict=True):
+            for name in left.keys() - set(watched):
+                np.testing.assert_allclose(
+                    left[name].compute(),
+                    right[name].compute(),
+                    rtol=2e-4,
+                    atol=1e-6,
+                    err_msg=f"{name}, {count} {mode}",
+                )
+
+
+def test_a_gan_with_fsdp(gan, same, on_devices):
+    on_devices(8)
+    same(two_steps(gan, data=2, fsdp=4, min_mb=0.0)[0], two_steps(gan)[0], rtol=0, atol=2e-5)

@@ -110,3 +110,62 @@ def test_a_contact_sheet_of_odd_things(tmp_path):
     )
     assert image.shape[0] > 300
     sheet(tmp_path / "nothing.png", [[]])
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_grid_of_samples(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (3, 4, 32, 32, 3), np.uint8)
+    captions = ["a red circle", "word " * 99, "$x_ \\"]
+    sheet = pixels(figures.sample_grid(tmp_path / "new" / "x.png", rows, captions))
+    plain = pixels(figures.sample_grid(tmp_path / "y.png", rows))
+    # The samples are there twice as large, each pixel as it is; the captions stand to their left.
+    np.testing.assert_array_equal(sheet[:, -plain.shape[1] :], plain)
+    for i, k in ((0, 0), (1, 2), (2, 3)):
+        top, left = 3 + 67 * i, 3 + 67 * k
+        np.testing.assert_array_equal(plain[top : top + 64 : 2, left : left + 64 : 2], rows[i, k])
+    text = sheet[:, : -plain.shape[1]]
+    assert all((text[67 * i : 67 * i + 60] < 100).any() for i in range(3))
+    assert (text[:, -3:] == 255).all(), "long captions stay in their column"
+    # Large samples are shrunk.
+    large = pixels(figures.sample_grid(tmp_path / "z.png", np.zeros((1, 2, 256, 128, 3), np.uint8)))
+    assert large.shape[:2] == (134, 137)
+
+
+def test_an_animation(tmp_path):
+    for k, grey in enumerate((0, 100, 200)):
+        size = (40, 30) if k else (20, 15)
+        Image.new("RGB", size, (grey, grey, 40)).save(tmp_path / f"{k}.png")
+    files = [tmp_path / f"{k}.png" for k in range(3)]
+    figures.animation(tmp_path / "new" / "x.gif", files, ["step 1", "step 2", "step 3"])
+    with Image.open(tmp_path / "new" / "x.gif") as movie:
+        assert (movie.n_frames, movie.size) == (3, (40, 54))
+        seen, times = [], []
+        for k in range(3):
+            movie.seek(k)
+            seen.append(movie.convert("RGB").getpixel((20, 40)))
+            times.append(movie.info["duration"])
+    np.testing.assert_allclose(seen, [(0, 0, 40), (100, 100, 40), (200, 200, 40)], atol=6)
+    assert times == [400, 400, 2000]
+    # One picture alone.
+    figures.animation(tmp_path / "y.gif", files[:1], ["step 1"])
+
+
+def test_points_and_their_modes(tmp_path):
+    modes = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    points = modes[np.arange(300) % 3] + 0.02 * np.random.default_rng(0).normal(size=(300, 2))
+    found = pixels(figures.scatter(tmp_path / "new" / "x.png", points, modes, 0.05))
+    lost = pixels(figures.scatter(tmp_path / "y.png", points, modes, 0.05, np.array([True, False, True])))
+
+    def red(image):
+        return (image[..., 0].astype(int) - image[..., 1] > 100).sum()
+
+    assert red(found) == 0 < red(lost)
+    # Points far away are told, and do not make the picture smaller.
+    points[0], points[1], points[2] = 1e6, np.inf, np.nan
+    far = pixels(figures.scatter(tmp_path / "z.png", points, modes, 0.05))
+    assert far.shape == found.shape

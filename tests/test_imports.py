@@ -17,8 +17,8 @@ LAYERS = (
     ("data", "nn", "losses", "scores", "decoding", "ranking"),
     ("models",),
     ("tasks", "evaluators", "pretrained", "figures"),
-    ("experiment",),
-    ("train", "evaluate", "caption", "search", "image_files", "plan"),
+    ("experiment", "judges"),
+    ("train", "evaluate", "caption", "generate", "search", "image_files", "plan"),
     ("command_line",),
 )
 PEERS = ({"tasks", "evaluators"}, {"data", "nn"}, {"data", "losses"}, {"nn", "losses"}, {"scores", "nn"})

@@ -117,14 +117,17 @@ class Checkpointer:
         return State(**{**tree, "rng": jax.device_put(rng, shardings.rng)})
 
     def restore_for_eval(
-        self, abstract: State, shardings: State, step: int | None = None
+        self, abstract: State, shardings: State, step: int | None = None, *, average: bool = True
     ) -> tuple[dict, dict, int]:
-        """Read what evaluation needs and nothing else: (params or their average, variables, step)."""
-        fields = ("params", "variables", "ema")
+        """Read what evaluation needs and nothing else: (params or, where there is one, their average, variables, step).
+
+        With average=False the parameters themselves.
+        """
+        fields = ("params", "variables", *["ema"] * average)
         tree, places = ({name: getattr(s, name) for name in fields} for s in (abstract, shardings))
         step = self._step(step)
         tree = self._read(tree, places, step)
-        return {**tree["params"], **tree["ema"]}, tree["variables"], step
+        return {**tree["params"], **tree.get("ema", {})}, tree["variables"], step
 
     def restore_arrays(self, step: int | None = None) -> tuple[dict, dict, int, dict]:
         """Read what evaluation needs of any run's state, without knowing its shapes.

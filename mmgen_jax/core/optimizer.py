@@ -21,12 +21,18 @@ class Optimizer(NamedTuple):
       schedule: step -> learning rate, for the log.
       accumulate: a step's batch is cut into so many slices, whose gradients are averaged.
       ema: decay of the parameters' running average, min(ema, (1 + step) / (10 + step)); 0 keeps none.
+      networks: the optimizers of those networks that have one of their own.
     """
 
     transform: optax.GradientTransformation
     schedule: Schedule
     accumulate: int
     ema: float
+    networks: Mapping[str, "Optimizer"]
+
+    def of(self, network: str) -> "Optimizer":
+        """The optimizer of one of the State's networks."""
+        return self.networks.get(network, self)
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -57,11 +63,16 @@ def _drop(step, steps):
     return jax.numpy.where(step < 0.5 * steps, 1.0, 0.1)
 
 
+def _exponential(step, steps):
+    return 0.1 ** (step / steps)
+
+
 SCHEDULES = {
     "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,
     "drop": _drop,
+    "exponential": _exponential,
     "inverse_sqrt": _inverse_sqrt,
 }
 
@@ -70,8 +81,8 @@ def make_schedule(name: str, peak: float, warmup: int, steps: int, final: float 
     """Linear warm-up from 0 to `peak` over `warmup` steps, then `name`.
 
     "constant" stays; "cosine" (Loshchilov and Hutter, 2017) and "linear" fall to `final * peak` at `steps`; "drop"
-    falls to a tenth half-way; "inverse_sqrt" falls as sqrt(w / (w + t)), t steps after the warm-up of w steps (Vaswani
-    et al., 2017), and not below `final * peak`.
+    falls to a tenth half-way; "exponential" by the same factor each step, to a tenth at `steps`; "inverse_sqrt" falls as
+    sqrt(w / (w + t)), t steps after the warm-up of w steps (Vaswani et al., 2017), and not below `final * peak`.
     """
     decay = registry.choose(SCHEDULES, name, "schedule")
     scale = max(warmup, 1)
@@ -155,6 +166,7 @@ def make(
     ema: float = 0.0,
     options: Mapping[str, Any] | None = None,
     rules: Mapping[str, Mapping[str, float]] | None = None,
+    networks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Optimizer:
     """Build an optimizer.
 
@@ -171,10 +183,17 @@ def make(
       options: the optimizer's own numbers, such as {"b2": 0.95}.
       rules: {regex: {"learning_rate": factor, "weight_decay": factor}}; a parameter takes the first whose regex is found
         in its path ("encoder/.*kernel"). A learning-rate factor of 0 freezes: no moments are kept for it.
+      networks: {network: any of these arguments}, of a task with several, such as the two learning rates of a GAN (TTUR, Heusel
+        et al., 2017): {"discriminator": {"learning_rate": 4e-4}}; the rest is as for all.
 
     Raises:
       ValueError: an unknown name or key; the message names the nearest.
     """
+    shared = {key: value for key, value in locals().items() if key != "networks"}
+    own = {
+        network: registry.call(make, {**shared, **dict(values)}, f"optimizer.networks.{network}")
+        for network, values in (networks or {}).items()
+    }
     find = _rules(rules or {})
     sched = make_schedule(schedule, learning_rate, warmup, steps, final)
 
@@ -216,4 +235,4 @@ def make(
         frozen = scale_by(lambda rule: float(rule.learning_rate != 0.0))
         trainable = per_path(lambda rule: rule.learning_rate != 0.0)
         transform = optax.chain(frozen, optax.masked(transform, trainable))
-    return Optimizer(_lenient(transform), sched, accumulate, ema)
+    return Optimizer(_lenient(transform), sched, accumulate, ema, own)

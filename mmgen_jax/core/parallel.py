@@ -27,6 +27,19 @@ def gather(x: jax.Array, axis: str | None) -> jax.Array:
     return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
 
 
+def own_rows(x: jax.Array, axis: str | None) -> jax.Array:
+    """The rows that belong to this device: [N, ...] -> [B, ...], the inverse of `gather`; unchanged where `axis` is None."""
+    if axis is None:
+        return x
+    rows = len(x) // jax.lax.axis_size(axis)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * rows, rows)
+
+
+def whole(rows: int, axis: str | None) -> int:
+    """N, where a device has `rows` of it."""
+    return rows if axis is None else rows * jax.lax.axis_size(axis)
+
+
 def device_key(rng: jax.Array, axis: str | None) -> jax.Array:
     """A key that differs between the devices of `axis`, so that dropout does too."""
     return rng if axis is None else jax.random.fold_in(rng, jax.lax.axis_index(axis))

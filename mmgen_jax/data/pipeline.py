@@ -64,6 +64,8 @@ class Pipeline:
         if path and path.exists():
             return text.load(path)
         examples = min(spec.pop("examples", len(self.source)), len(self.source))
+        if not (examples and self.source.captions(0)):
+            examples = 0  # a source without captions, and it may be endless
         captions = (caption for i in range(examples) for caption in self.source.captions(i))
         return text.train(spec, captions)
 

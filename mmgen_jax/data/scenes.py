@@ -522,10 +522,40 @@ def _hashed_split(numbers: Iterable[int]) -> str:
     return {0: "val", 1: "test"}.get(next(_draws(*numbers)) % 10, "train")
 
 
-def _class(scene: Scene) -> int:
+def _class(scene: Scene) -> np.int32:
     """The class of a scene of one object: its colour and shape, as a number in the order COLOURS x SHAPES."""
     (o,) = scene.objects
-    return list(COLOURS).index(o.colour) * len(SHAPES) + SHAPES.index(o.shape)
+    return np.int32(list(COLOURS).index(o.colour) * len(SHAPES) + SHAPES.index(o.shape))
+
+
+def to_cells(scene: Scene) -> np.ndarray:
+    """The scene as int32 [27]: for each of the 9 cells, row by row, its object's colour, shape and size.
+
+    They are numbered from 1, in the order of COLOURS, SHAPES and RADIUS; an empty cell is three zeros.
+    """
+    cells = np.zeros((GRID, GRID, 3), np.int32)
+    for o in scene.objects:
+        numbers = list(COLOURS).index(o.colour), SHAPES.index(o.shape), list(RADIUS).index(o.size)
+        cells[o.row, o.column] = np.array(numbers) + 1
+    return cells.reshape(-1)
+
+
+def from_cells(labels: Sequence[int]) -> Scene:
+    """The scene that 27 numbers describe, see `to_cells`, in whatever look: what a judge has seen in an image.
+
+    A cell counts as empty where one of its three numbers is 0, or more than there are names.
+
+    Raises:
+      ValueError: there are not 27 numbers.
+    """
+    if np.shape(labels) != (3 * GRID * GRID,):
+        raise ValueError(f"A scene is {3 * GRID * GRID} numbers, three a cell, not {list(np.shape(labels))}.")
+    objects = []
+    for cell, numbers in enumerate(np.reshape(labels, (-1, 3)).tolist()):
+        kinds = list(zip(numbers, (list(COLOURS), SHAPES, list(RADIUS)), strict=True))
+        if all(1 <= number <= len(names) for number, names in kinds):
+            objects.append(Object(*(names[number - 1] for number, names in kinds), *divmod(cell, GRID)))
+    return Scene(tuple(objects))
 
 
 class Scenes:
@@ -545,6 +575,9 @@ class Scenes:
       minimal_pairs: every second scene is the one before it but for one thing, often with two colours swapped. In a
         batch that is not shuffled these are hard negatives: a model that knows which colours and shapes there
         are, but not which belong together, cannot tell them apart.
+      cells: the "label" is what is in each cell, int32 [27], see `to_cells`; there are no classes then.
+      all_pairs: scenes of "train", "val" and "test" have the pairs of HELD_OUT too, as a judge of generated images must know
+        them: one that never saw a green star takes it for a green cross.
     """
 
     def __init__(
@@ -556,9 +589,15 @@ class Scenes:
         noise: float = 0.0,
         max_objects: int = 3,
         minimal_pairs: bool = False,
+        cells: bool = False,
+        all_pairs: bool = False,
     ):
         if split not in SPLITS:
             raise ValueError(f'Unknown split "{split}" of scenes.{nearest(split, SPLITS)}')
+        if all_pairs and split == "compositional":
+            raise ValueError(
+                'all_pairs is for the splits train, val and test; "compositional" has a held-out pair anyway.'
+            )
         if size < 24:
             raise ValueError(f"size is {size}: the shapes of scenes need at least 24 pixels.")
         if max_objects not in MENTIONED:
@@ -566,9 +605,11 @@ class Scenes:
         if noise < 0:
             raise ValueError(f"noise is {noise}: a standard deviation cannot be negative.")
         self.split, self.seed, self.size, self.noise, self.max_objects = split, seed, size, noise, max_objects
-        self.minimal_pairs = minimal_pairs
+        self.minimal_pairs, self.all_pairs = minimal_pairs, all_pairs
+        self._label = to_cells if cells else None
         self.length = LENGTHS[split] if length is None else length
-        if max_objects == 1:
+        if max_objects == 1 and not cells:
+            self._label = _class
             self.classes = [f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 
     def __len__(self) -> int:
@@ -581,7 +622,7 @@ class Scenes:
             "captions": [_say(scene.objects, draws) for _ in range(CAPTIONS)],
             "name": f"scenes/{self.split}/{index}",
         }
-        return example if self.max_objects > 1 else {**example, "label": np.int32(_class(scene))}
+        return example if self._label is None else {**example, "label": self._label(scene)}
 
     def captions(self, index: int) -> list[str]:
         """The five captions of `self[index]`, without drawing it."""
@@ -592,9 +633,9 @@ class Scenes:
         """The scene of `self[index]`."""
         return self._start(index)[0]
 
-    def label(self, index: int) -> int:
-        """The class of a scene, as a position in `classes`, without drawing it; only with max_objects=1."""
-        return _class(self.scene(index))
+    def label(self, index: int) -> np.ndarray:
+        """An example's "label" without drawing it; only with max_objects=1 (a position in `classes`) or cells."""
+        return self._label(self.scene(index))
 
     def log_prob(self, index: int, caption: str) -> float:
         """See `log_prob` of this module."""
@@ -671,7 +712,8 @@ class Scenes:
                 bits, size = divmod(bits, len(RADIUS))
                 # A compositional scene has one held-out pair; all other pairs are those of training.
                 held_out = k == 0 and self.split == "compositional"
-                pair = _SEEN + bits % len(HELD_OUT) if held_out else bits % _SEEN
+                pairs = len(_PAIRS) if self.all_pairs else _SEEN
+                pair = _SEEN + bits % len(HELD_OUT) if held_out else bits % pairs
                 numbers.append(cell * _PER_CELL + pair * len(RADIUS) + size)
             numbers.sort()
             if self._fits(numbers):
@@ -707,6 +749,6 @@ class Scenes:
         pairs = {_OBJECTS[n][:2] for n in numbers}
         if not len({n // _PER_CELL for n in numbers}) == len(pairs) == len(numbers):
             return False
-        if not pairs.isdisjoint(HELD_OUT):
+        if not self.all_pairs and not pairs.isdisjoint(HELD_OUT):
             return self.split == "compositional"
         return _hashed_split(numbers) == self.split

@@ -103,10 +103,10 @@ class Words(Tokenizer):
 
     @classmethod
     def train(cls, captions: Iterable[str], min_count: int = 5) -> "Words":
-        """Take the words that occur at least `min_count` times, the most frequent first."""
+        """Take the words that occur at least `min_count` times, the most frequent first; none where there are no captions."""
         counts = Counter(word for caption in captions for word in cls.split(caption))
         words = [word for word, count in counts.items() if count >= min_count]
-        if not words:
+        if counts and not words:
             raise ValueError(
                 f"No word occurs {min_count} times in the captions ({len(counts)} different words): "
                 "lower min_count."

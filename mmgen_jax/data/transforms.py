@@ -248,14 +248,19 @@ def text(
 
 
 def array() -> Transform:
-    """Make the image uint8 [H, W, 3] and drop what no batch can hold (captions, names). `parse` adds this."""
+    """Make the image uint8 [H, W, 3] and drop what no batch can hold (captions, names). `parse` adds this.
+
+    A float32 array of three dimensions is data already, such as the points of `toys.Gaussians`, and stays as it is.
+    """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
         image = example["image"]
         if isinstance(image, (bytes, str, Path)):
             raise ValueError("The image is still encoded: begin the pipeline with decode.")
         kept = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
-        return {**kept, "image": _check_array(np.asarray(image))}
+        image = np.asarray(image)
+        data = image.dtype == np.float32 and image.ndim == 3
+        return {**kept, "image": image if data else _check_array(image)}
 
     return transform
 

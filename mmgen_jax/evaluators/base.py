@@ -2,9 +2,9 @@
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,8 +14,23 @@ from mmgen_jax.data.pipeline import Pipeline
 from mmgen_jax.scores import classification
 from mmgen_jax.scores.signature import sign
 
-# (name, this process's batch) -> (predictions, whole batch), the rows of all processes, on the host.
-Predict = Callable[[str, Mapping[str, np.ndarray]], tuple[dict, dict]]
+ENDLESS = 10**7  # examples of a source that nobody wants to see all of
+
+
+class Predict(Protocol):
+    """What an evaluator is given to ask a run, and its judges: see `Predictor` in judges.py."""
+
+    def __call__(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
+        """(name, this process's batch) -> (predictions, whole batch), the rows of all processes, on the host."""
+
+    def fingerprint(self, name: str = "") -> str:
+        """What changes with the weights: of the judge that `name` begins with, else of the run itself."""
+
+    def resize(self, name: str) -> str:
+        """How the prediction `name` brings images to its own size; "none" where it wants them as they are."""
+
+    def tokenise(self, name: str, texts: Sequence[str]) -> np.ndarray:
+        """Texts as the prediction `name` reads them. n strings -> int32 [n, 1, T]."""
 
 
 class Row(NamedTuple):
@@ -66,9 +81,9 @@ class Evaluator:
     def write(self, path: Path) -> None:
         """Write the last run's predictions to `path`, where they are worth keeping."""
 
-    def image(self, index: int) -> np.ndarray:
-        """An example's image as the model gets it, uint8 [H, W, 3]."""
-        example = self.source[index]
+    def image(self, index: int, source: sources.Source | None = None) -> np.ndarray:
+        """The image of an example, of the evaluator's source or another, as the model gets it, uint8 [H, W, 3]."""
+        example = (self.source if source is None else source)[index]
         for transform in self.transforms:
             example = transform(example, np.random.default_rng(0))
         return example["image"]
@@ -163,6 +178,106 @@ class Classification(Labelled):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         report = classification.report(self._label, predicted, names)
         path.with_suffix(".txt").write_text(report, encoding="utf-8")
+
+
+class Chosen:
+    """`count` examples of a source: evenly spaced, or where it has fewer, all of them again and again."""
+
+    def __init__(self, source: Any, count: int):
+        self._source, self._count = source, count
+        if hasattr(source, "classes"):
+            self.classes = source.classes
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[self.place(index)]
+
+    def place(self, index: int) -> int:
+        """Which example of the source stands there."""
+        there, length = range(self._count)[index], len(self._source)
+        return there * length // self._count if self._count < length else there % length
+
+    def captions(self, index: int) -> list[str]:
+        return self._source.captions(self.place(index))
+
+    def name(self, index: int) -> str:
+        """What messages call the example."""
+        place = self.place(index)
+        return self._source.name(place) if hasattr(self._source, "name") else f"example {place}"
+
+
+class Generator(Evaluator):
+    """Samples of a generator: one for each of n examples of a data set, whose captions say what is wanted.
+
+    Where a model draws without a caption the examples only count. A sample's noise depends on its place among the n alone, so
+    that all evaluations of a run, on any number of processes, compare the same draws.
+
+    Args:
+      source, transforms, batch_size, pipeline: see `Evaluator`; the transforms make "tokens" of the captions, with text(...).
+      n: how many samples, default one an example. More than the data set has go through it again, with other noise; fewer are
+        spread evenly over it.
+      predict: which prediction makes the images.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Mapping[str, Any],
+        transforms: str,
+        batch_size: int,
+        n: int | None = None,
+        predict: str = "generate",
+        pipeline: Pipeline,
+    ):
+        super().__init__(source=source, transforms=transforms, batch_size=batch_size, pipeline=pipeline)
+        if n is not None and n < 1:
+            raise ValueError(f"n is {n}: an evaluation of samples needs at least one.")
+        self._n, self._predict = n, predict
+
+    @property
+    def n(self) -> int:
+        """How many samples are drawn; those for examples that cannot be read do not count."""
+        length = len(self.source)
+        if self._n is None and length > ENDLESS:
+            raise ValueError(
+                f'The source "{self.spec["name"]}" has {length:,} examples: say with n how many to draw.'
+            )
+        return self._n or length
+
+    def samples(self, predict: Predict) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of the examples with a sample (uint8, or float32 of points) as "image", whole on every process."""
+        for batch in self.batches(Chosen(self.source, self.n), "samples"):
+            output, given = predict(self._predict, {key: x for key, x in batch.items() if key != "image"})
+            yield {**given, "image": output["image"]}
+
+    def own(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """This process's rows of a whole batch, with which a judge is asked."""
+        process, count = self.pipeline.process
+        rows = len(batch["mask"]) // count
+        return {key: x[process * rows : (process + 1) * rows] for key, x in batch.items()}
+
+    def real(
+        self, source: sources.Source | None = None, count: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of real examples: at most `count` (n) of a source (the evaluator's own), each once."""
+        source = self.source if source is None else source
+        return self.batches(Chosen(source, min(count or self.n, len(source))), "real")
+
+    def said(self, tokens: np.ndarray) -> list[str]:
+        """The captions that were asked for. tokens: int32 [N, C, T], of which the first of each row counts."""
+        return [self.pipeline.tokenizer.decode(row) for row in tokens[:, 0]]
+
+    def batches(self, source: sources.Source, what: str) -> Iterator[dict[str, np.ndarray]]:
+        split = self.spec.get("split") or self.spec["name"]
+        return loader(
+            source,
+            self.transforms,
+            self.batch_size,
+            process=self.pipeline.process,
+            quarantine=self.pipeline.quarantine(source, f"{split} ({what})"),
+        )
 
 
 def _concatenate(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.data.pipeline import Pipeline
-from mmgen_jax.evaluators.base import Classification, Labelled, Predict
+from mmgen_jax.evaluators.base import Chosen, Classification, Labelled, Predict
 
 NEVER = -1e30  # the score of a class that training does not have
 
@@ -106,28 +106,7 @@ class _Train(Labelled):
         source = super().source
         if self._examples is None or self._examples >= len(source):
             return source
-        return _Spaced(source, self._examples)
-
-
-class _Spaced:
-    """`count` examples of a source, evenly spaced."""
-
-    def __init__(self, source: Any, count: int):
-        self._source, self._count, self.classes = source, count, source.classes
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._source[self._place(index)]
-
-    def name(self, index: int) -> str:
-        """What messages call the example."""
-        place = self._place(index)
-        return self._source.name(place) if hasattr(self._source, "name") else f"example {place}"
-
-    def _place(self, index: int) -> int:
-        return range(self._count)[index] * len(self._source) // self._count
+        return Chosen(source, self._examples)
 
 
 make = LinearProbe

@@ -372,6 +372,41 @@ TORCHVISION_VIT = under(
     norm("norm", "encoder.ln"),
 ) + dense("head", "heads.head")
 
+# torchvision's Inception-v3; the FID papers' network has the same names in PyTorch.
+_INCEPTION_UNITS = (
+    *(f"Conv2d_{{i}}{letter}_{{j}}x{{k}}" for letter in "ab"),
+    *(
+        f"Mixed_{{i}}{letter}.{branch}"
+        for letter in "abcde"
+        for branch in (
+            "branch{j}x{k}",
+            *(
+                f"branch{{j}}x{{k}}{which}_{{l}}{end}"
+                for which in ("", "dbl", "x{m}")
+                for end in ("", "a", "b")
+            ),
+            "branch_pool",
+        )
+    ),
+)
+TORCH_INCEPTION = (
+    *under(
+        "image/",
+        "",
+        *(
+            under(
+                f"{unit.lower().replace('.', '/')}/",
+                f"{unit}.",
+                convolution("conv", "conv"),
+                batch_norm("norm", "bn"),
+            )
+            for unit in _INCEPTION_UNITS
+        ),
+        dense("head", "fc"),
+    ),
+    *dense("head", "fc"),
+)
+
 # Names of today's libraries and of their past, as the tables have them.
 RENAMED = (
     ("LayerNorm.gamma", "LayerNorm.weight"),
@@ -418,6 +453,7 @@ DIALECTS = {
     "openai_resnet": Dialect("OpenAI CLIP with a ResNet", OPENAI_RESNET, (("text.", ""), ("", "visual."))),
     "open_clip_timm": Dialect("open_clip with a timm ViT", OPEN_CLIP_TIMM, (("text.", ""),)),
     "torch_resnet": Dialect("torchvision or timm ResNet", TORCH_RESNET),
+    "torch_inception": Dialect("torchvision or FID Inception-v3", TORCH_INCEPTION),
     "torchvision_vit": Dialect("torchvision ViT", TORCHVISION_VIT),
     "timm_vit": Dialect("timm ViT", TIMM_VIT),
 }

@@ -20,14 +20,16 @@ Metrics = dict[str, Mean]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def take_init_from(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
-    """A config's model without its `init_from`, and what those said, for `Task.init_from`.
+def take_init_from(
+    model: Mapping[str, Any], network: str = "model"
+) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """A network's config without its `init_from`, and what those said, for `Task.init_from`.
 
-    One may stand in the model, for all of it, and one in each part that is a dict, for that part; empty ones say nothing.
+    One may stand in the config, for all of it, and one in each part that is a dict, for that part; empty ones say nothing.
     """
     model = {name: dict(part) if isinstance(part, Mapping) else part for name, part in model.items()}
-    parts = {("model", name): part for name, part in model.items() if isinstance(part, dict)}
-    found = {path: part.pop("init_from", "") for path, part in {("model",): model, **parts}.items()}
+    parts = {(network, name): part for name, part in model.items() if isinstance(part, dict)}
+    found = {path: part.pop("init_from", "") for path, part in {(network,): model, **parts}.items()}
     return model, {path: source for path, source in found.items() if source}
 
 
@@ -38,6 +40,7 @@ class Task:
       optimizer: see core/optimizer.py.
       layout: the mesh and the mode of the step.
       axis: the name over which `train_step` averages by itself (pmap mode), or None.
+      frozen: networks that no step changes; they have no optimizer state and no average.
       predict: what evaluators may call: {name: fn(params, variables, batch, rng) -> tree of arrays}.
       init_from: {path in State.params, such as ("model", "encoder"): file or workdir whose weights start that part}.
     """
@@ -45,6 +48,7 @@ class Task:
     def __init__(self, optimizer: Optimizer, layout: Layout):
         self.optimizer, self.layout = optimizer, layout
         self.axis = parallel.axis_of(layout)
+        self.frozen: frozenset[str] = frozenset()
         self.predict: dict[str, Callable] = {}
         self.init_from: dict[tuple[str, ...], str] = {}
 
@@ -79,9 +83,14 @@ class Task:
             name: {key: value for key, value in variables.items() if key != "params"}
             for name, variables in networks.items()
         }
-        opt_state = {name: self.optimizer.transform.init(params[name]) for name in params}
+        trained = {name: tree for name, tree in params.items() if name not in self.frozen}
+        opt_state = {name: self.optimizer.of(name).transform.init(tree) for name, tree in trained.items()}
         # A copy: the step gives its old state's memory away, and one buffer cannot be given away twice.
-        ema = jax.tree.map(jnp.copy, params) if self.optimizer.ema else {}
+        ema = {
+            name: jax.tree.map(jnp.copy, tree)
+            for name, tree in trained.items()
+            if self.optimizer.of(name).ema
+        }
         return State(jnp.int32(0), rng, params, variables, opt_state, ema)
 
     def gradients(
@@ -133,24 +142,27 @@ class Task:
         weight = jnp.maximum(metrics["loss"].count, 1e-12)
         return jax.tree.map(lambda g: g / weight, grads), metrics, variables
 
-    def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        """One update of every network through `loss`."""
-        rng = parallel.device_key(jax.random.fold_in(state.rng, state.step), self.axis)
-        grads, metrics, variables = self.gradients(state.params, state.variables, batch, rng, state.step)
-        params, opt_state = {}, {}
+    def update(self, state: State, grads: dict) -> State:
+        """The state after one update of the networks in `grads`: their parameters, optimizer states and averages."""
+        params, opt_state, ema = dict(state.params), dict(state.opt_state), dict(state.ema)
         for name, grad in grads.items():
-            updates, opt_state[name] = self.optimizer.transform.update(
+            updates, opt_state[name] = self.optimizer.of(name).transform.update(
                 grad, state.opt_state[name], state.params[name]
             )
             params[name] = optax.apply_updates(state.params[name], updates)
         params = self.constrain(params)
         # A young average is as short as the run, or it would hold on to the random start for 1 / (1 - decay) steps.
         step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(self.optimizer.ema, (1.0 + step) / (10.0 + step))
-        ema = {
-            name: optax.incremental_update(params[name], average, 1.0 - decay)
-            for name, average in state.ema.items()
-        }
+        for name in grads.keys() & ema.keys():
+            decay = jnp.minimum(self.optimizer.of(name).ema, (1.0 + step) / (10.0 + step))
+            ema[name] = optax.incremental_update(params[name], ema[name], 1.0 - decay)
+        return state.replace(params=params, opt_state=opt_state, ema=ema)
+
+    def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """One update of every network through `loss`."""
+        rng = parallel.device_key(jax.random.fold_in(state.rng, state.step), self.axis)
+        grads, metrics, variables = self.gradients(state.params, state.variables, batch, rng, state.step)
         metrics["grad_norm"] = Mean.of(optax.tree.norm(grads))
         metrics["learning_rate"] = Mean.of(self.optimizer.schedule(state.step))
-        return State(state.step + 1, state.rng, params, variables, opt_state, ema), metrics
+        state = self.update(state, grads)
+        return state.replace(step=state.step + 1, variables=variables), metrics

@@ -307,3 +307,46 @@ def test_minimal_pairs():
         swapped += not changed
         assert all(scenes.is_true(caption, source.scene(i + 1)) for caption in source.captions(i + 1))
     assert 60 < swapped < 140
+
+
+@pytest.mark.parametrize("max_objects", [1, 3])
+def test_cells_say_everything_of_a_scene(max_objects):
+    source = Scenes("test", size=24, cells=True, max_objects=max_objects)
+    assert not hasattr(source, "classes")
+    for i in range(30):
+        scene, label = source.scene(i), source[i]["label"]
+        assert label.shape == (27,) and label.dtype == np.int32
+        assert (label == source.label(i)).all()
+        assert scenes.from_cells(label).objects == scene.objects
+        assert all(scenes.is_true(caption, scenes.from_cells(label)) for caption in source.captions(i))
+
+
+def test_cells_by_hand():
+    label = np.zeros(27, int)
+    label[6:9] = [1, 1, 2]  # the top right
+    label[24:27] = [2, 5, 1]
+    expected = (Object("red", "circle", "large", 0, 2), Object("green", "star", "small", 2, 2))
+    assert scenes.from_cells(label) == Scene(expected)
+    assert (scenes.to_cells(Scene(expected)) == label).all()
+    for place, value in [(6, 0), (7, 0), (8, 0), (8, 3), (7, 9), (6, -1)]:
+        spoiled = label.copy()
+        spoiled[place] = value
+        assert scenes.from_cells(spoiled) == Scene(expected[1:]), "a cell of which no object is said is empty"
+    with pytest.raises(ValueError, match=r"27 numbers, three a cell, not \[9\]"):
+        scenes.from_cells(label[:9])
+
+
+def test_all_pairs_for_judges():
+    """The held-out pairs come as often as others; splits stay apart; other scenes are what they were."""
+    source, plain = Scenes("train", all_pairs=True, length=2000), Scenes("test")
+    drawn = [source.scene(i).objects for i in range(2000)]
+    pairs = [o[:2] for objects in drawn for o in objects]
+    share = sum(pair in scenes.HELD_OUT for pair in pairs) / len(pairs)
+    assert len(set(pairs)) == 64 and abs(share - 1 / 8) < 0.03
+    assert {scenes.split_of(objects) for objects in drawn} == {"train", "compositional"}
+    test = Scenes("test", all_pairs=True, max_objects=1)
+    seen = {objects for objects in drawn if len(objects) == 1}
+    assert not seen & {test.scene(i).objects for i in range(300)}
+    assert not seen & {plain.scene(i).objects for i in range(300)}
+    with pytest.raises(ValueError, match="all_pairs is for the splits train, val and test"):
+        Scenes("compositional", all_pairs=True)

@@ -1,0 +1,107 @@
+"""Kinds of clothing from their names: "a photo of a sneaker" becomes 28 pixels of one, on a CPU.
+
+python scripts/train.py --config configs/classifier_fashion_mnist.py --workdir runs/classifier_fashion_mnist
+python scripts/train.py --config configs/dcgan_fashion_mnist.py:path=DIR --workdir runs/dcgan_fashion_mnist
+
+DIR holds train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz. The first run is the judge: it reads the samples, and its
+features are what FID compares. A tenth of the images is held out, by a hash of their numbers, from both runs.
+Papers: Radford et al., Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks, 2016;
+Reed et al., Generative Adversarial Text to Image Synthesis, 2016 (the text beside the features, real images with wrong
+texts); a small GRU reads the text.
+Reached: TODO
+"""
+
+import ml_collections
+
+from mmgen_jax.core.config import parse_arg, sibling
+
+MAX_LEN = 8  # "a photo of a ankle boot" has 6 words; begin and end are two more
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Arguments: tiny (seconds, for tests), path (the folder of the idx files), reader (the run that judges), steps, batch_size,
+    seed."""
+    arg = parse_arg(
+        arg,
+        tiny=False,
+        path="../shared/data/fashion_mnist",
+        reader="runs/classifier_fashion_mnist",
+        steps=8000,
+        batch_size=64,
+        seed=0,
+    )
+    steps, batch_size, width, features = arg.steps, arg.batch_size, 48, 32
+    if arg.tiny:
+        steps, batch_size, width, features = 4, 8, 8, 16
+    # The judge's images and classes.
+    images = sibling(__file__, "classifier_fashion_mnist")(f"folder={arg.path}").data.source
+
+    def clothing(part):
+        # One template alone: two texts of the same kind would count as a wrong pair.
+        return dict(images, templates=("a photo of a {name}",), part=part)
+
+    held_out = dict(
+        source=clothing("held out 1/10"), transforms=f"text({MAX_LEN})", batch_size=min(500, 8 * batch_size)
+    )
+    evals = dict(
+        samples=dict(
+            name="samples",
+            **held_out,
+            captions=tuple(f"a photo of a {name}" for name in images.classes),
+            every=max(steps // 16, 1),
+        ),
+    )
+    if not arg.tiny:
+        evals |= dict(
+            reading=dict(name="reading", **held_out, n=2000, every=steps // 4),
+            quality=dict(
+                name="images",
+                **held_out,
+                scores=("fid", "kid", "precision_recall", "memorisation"),
+                features="reader.features",
+                others=clothing("but 1/10"),
+                every=steps // 2,
+            ),
+        )
+    return ml_collections.ConfigDict(
+        dict(
+            seed=arg.seed,
+            steps=steps,
+            task=dict(
+                name="text_to_image",
+                text=dict(
+                    name="text_rnn",
+                    cell="gru",
+                    features=features,
+                    embed_features=features,
+                    bidirectional=True,
+                    pool="max",
+                    max_len=MAX_LEN,
+                    init_from="",
+                    train=True,
+                ),
+                generator=dict(name="dcgan", image_size=28, width=width),
+                discriminator=dict(name="dcgan", width=width, condition="replicate"),
+                loss=dict(name="non_saturating", matching=1.0),
+            ),
+            data=dict(
+                source=clothing("but 1/10"),
+                transforms=f"text({MAX_LEN})",
+                batch_size=batch_size,
+                tokenizer=dict(name="words", min_count=1),
+            ),
+            optimizer=dict(
+                name="adamw",
+                learning_rate=4e-4,
+                schedule="linear",
+                options=dict(b1=0.5),
+                networks=dict(generator=dict(ema=0.999)),
+            ),
+            judges={} if arg.tiny else dict(reader=dict(name="run", workdir=arg.reader)),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            checkpoint=dict(every=max(steps // 4, 1), keep=2),
+            log_every=2 if arg.tiny else 50,
+            evals=evals,
+            writers=("jsonl",),
+        )
+    )
