@@ -16,6 +16,7 @@ from rich.console import Console
 from mmgen_jax.core.writer import Writers
 from mmgen_jax.data.quarantine import TooManyBroken
 from mmgen_jax.experiment import WorkdirError
+from mmgen_jax.tasks.text_to_image import Collapsed
 from mmgen_jax.train import Interrupted, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +102,28 @@ def test_stopped_by_a_crash(config, straight, same, tmp_path, monkeypatch):
     assert reported(tmp_path) == [2, 4, 6, 8]
 
 
+def test_a_gan_stopped_by_a_signal(load_config, same, tmp_path, monkeypatch):
+    """All its networks, the generator's average, batch statistics and the spectral norm's vectors; noise and augmentation."""
+    config = load_config("dcgan_scenes.py:tiny", checkpoint={"every": 4, "keep": 2}, log_every=2)
+    with config.unlocked():
+        config.task.discriminator = {"name": "dcgan", "width": 8, "spectral": True}
+        config.task.loss = {"name": "hinge"}
+        config.task.augment = ("colour", "translation", "cutout")
+        config.task.discriminator_steps = 2
+    straight = run(config, tmp_path / "straight")
+    assert {"text", "generator", "discriminator"} == straight.params.keys() and set(straight.ema) == {
+        "generator"
+    }
+    assert (
+        "batch_stats" in straight.variables["generator"] and "spectral" in straight.variables["discriminator"]
+    )
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="saved at step 2"):
+            run(config, tmp_path / "stopped")
+    same(run(config, tmp_path / "stopped"), straight)
+
+
 def test_a_finished_run_does_not_train_again(config, straight, same):
     state, workdir = straight
     same(run(config, workdir), state)
@@ -157,6 +180,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(config, tmp_path):
     ):
         run(wild, tmp_path)
     assert [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()], "the last checkpoint stays"
+
+
+def test_a_collapse_ends_the_run_where_the_config_says_so(load_config, tmp_path):
+    """A generator that learns nothing draws the same always; the checkpoint from before that is named stays, and is whole."""
+    config = load_config("dcgan_scenes.py:tiny", checkpoint={"every": 2, "keep": 2}, log_every=1, steps=8)
+    with config.unlocked():
+        config.task.watch = {"every": 1, "after": 3, "stop": True, "patience": 2}
+    with pytest.raises(
+        Collapsed, match=r"Stopped at step 4, after 2 reports in a row of mode collapse"
+    ) as stop:
+        run(config, tmp_path)
+    assert "from before step 3 are whole" in str(stop.value)
+    assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
 def test_too_many_broken_images_end_the_run(config, tmp_path):

@@ -14,6 +14,29 @@ from mmgen_jax.nn.spectral_norm import SpectralDense
 from mmgen_jax.nn.text_conditioning import Generated, Judged, SentenceProjection, Text, leaky_relu
 
 
+def waves(x: jax.Array, count: int, finest: float, power=1.0) -> jax.Array:
+    """Sines and cosines of a point along random directions: random Fourier features (Tancik et al., 2020).
+
+    A net of dense layers alone learns only slowly what changes over a hundredth of its inputs' range. The wavelengths are
+    spread evenly, by their logarithm, from 32 times the finest to the finest; directions and phases are always the same.
+
+    Args:
+      x: [B, D].
+      count: of waves.
+      finest: the shortest wavelength, in units of x.
+
+    Returns:
+      [B, 2 count].
+    """
+    direction = jax.random.normal(jax.random.key(0), (x.shape[-1], count), jnp.float32)
+    direction /= jnp.linalg.norm(direction, axis=0, keepdims=True)
+    number = 2 * math.pi / (finest * 32.0 ** jnp.linspace(1.0, 0.0, count))
+    angle = x.astype(jnp.float32) @ (direction * number[None])
+    return (jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1) / jnp.tile(number, 2)[None]).astype(
+        x.dtype
+    )
+
+
 class MlpGenerator(nn.Module):
     """Dense layers from noise to a point, whose values have no bounds.
 
@@ -29,6 +52,9 @@ class MlpGenerator(nn.Module):
     width: int = 128
     depth: int = 3
     z_features: int = 100
+    waves: int = 0
+    finest: float = 1.0
+    power: float = 1.0
     text_features: int = 128
     dtype: Any = jnp.float32
 
@@ -37,6 +63,8 @@ class MlpGenerator(nn.Module):
         """z: [B, Z] -> one stage, [B, *shape]."""
         del train
         x = z.astype(self.dtype)
+        if self.waves:
+            x = jnp.concatenate([x, waves(x, self.waves, self.finest, self.power)], axis=-1)
         if text is not None:
             sentence = SentenceProjection(self.text_features, self.dtype, name="text")(text.sentence)
             x = jnp.concatenate([x, sentence], axis=-1)
@@ -68,29 +96,6 @@ class Layers(nn.Module):
                 x = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name=name)(x)
             x = leaky_relu(x)
         return x
-
-
-def waves(x: jax.Array, count: int, finest: float) -> jax.Array:
-    """Sines and cosines of a point along random directions: random Fourier features (Tancik et al., 2020).
-
-    A net of dense layers alone learns only slowly what changes over a hundredth of its inputs' range. The wavelengths are
-    spread evenly, by their logarithm, from 32 times the finest to the finest; directions and phases are always the same.
-
-    Args:
-      x: [B, D].
-      count: of waves.
-      finest: the shortest wavelength, in units of x.
-
-    Returns:
-      [B, 2 count].
-    """
-    direction = jax.random.normal(jax.random.key(0), (x.shape[-1], count), jnp.float32)
-    direction /= jnp.linalg.norm(direction, axis=0, keepdims=True)
-    number = 2 * math.pi / (finest * 32.0 ** jnp.linspace(1.0, 0.0, count))
-    angle = x.astype(jnp.float32) @ (direction * number[None])
-    return (jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1) / jnp.tile(number, 2)[None]).astype(
-        x.dtype
-    )
 
 
 class MlpDiscriminator(nn.Module):

@@ -168,7 +168,11 @@ class TextToImage(Task):
         self._watch = registry.call(Watch, watch or {}, "task.watch")
         self._simultaneous, self._steps = update == "simultaneous", discriminator_steps
         self._augment, self._values = tuple(augment), values
-        self._troubles: dict[str, int] = {}
+        self._trouble: tuple[str | None, int, int] = (
+            None,
+            0,
+            0,
+        )  # its kind, since which step, in how many reports
         self.predict = {"generate": self._predict_generate, "stages": self._predict_stages}
         if self.text:
             self.predict["embed_text"] = self._predict_text
@@ -553,12 +557,13 @@ class TextToImage(Task):
         """Name a collapse: samples that are all alike, a discriminator that is always right, logits that mean nothing."""
         found = _trouble(report) if step >= self._watch.after else None
         kind = found and found.partition(":")[0]
-        self._troubles = {kind: self._troubles.get(kind, 0) + 1} if kind else {}
-        times = self._troubles.get(kind, 0)
+        before, since, times = self._trouble
+        self._trouble = (kind, since, times + 1) if kind == before else (kind, step, 1)
+        kind, since, times = self._trouble
         if kind and self._watch.stop and times >= self._watch.patience:
             raise Collapsed(
                 f"Stopped at step {step}, after {times} reports in a row of {found} Checkpoints from before step "
-                f"{step - times} are whole; scripts/evaluate.py --step takes one of them."
+                f"{since} are whole: scripts/evaluate.py and scripts/generate.py take one with --step."
             )
         return found if times == 1 else None
 
@@ -664,8 +669,8 @@ def _trouble(report: Mapping[str, float]) -> str | None:
         )
     if spread < 1e-4:
         return (
-            f"blind discriminator: its logits spread by {spread:.1e} only, so it tells nothing. Raise its learning rate, or lower "
-            "task.loss.penalty.weight."
+            f"blind discriminator: its logits spread by {spread:.1e} only, so it tells nothing. Raise its learning rate, or "
+            "lower task.loss.penalty.weight."
         )
     if norm > 1e4 or spread > 1e3:
         return (

@@ -255,6 +255,29 @@ def test_a_frozen_text_tower_stays():
     jax.tree.map(np.testing.assert_array_equal, after.params["text"], state.params["text"])
 
 
+def test_a_frozen_matcher_leads_the_generator():
+    """Its loss is added to the generator's alone; it stays as it is, and has no optimizer state. Damsm's own tests hold its value."""
+    tower = {"name": "convnet", "widths": (4, 8), "blocks": 0, "pool": "none"}
+    text = {**TEXT, "bidirectional": True, "pool": "last"}
+    matcher = {"image": tower, "text": text, "embed_dim": 16, "init_from": "runs/damsm"}
+    batch, plain = make_batch(), make()
+    with_matcher = make(matcher=matcher, loss={"damsm": 5.0})
+    assert with_matcher.init_from == {("matcher",): "runs/damsm"}
+    state = start(with_matcher, batch)
+    assert "matcher" in state.params and "matcher" not in {**state.opt_state, **state.ema}
+    led, metrics = step(with_matcher, state, batch)
+    drop = {
+        name: {k: v for k, v in getattr(state, name).items() if k != "matcher"}
+        for name in ("params", "variables")
+    }
+    alone, before = step(plain, state.replace(**drop), batch)
+    assert metrics["generator_loss"] > before["generator_loss"] + 1
+    close(led.params["discriminator"], alone.params["discriminator"], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, led.params["matcher"], state.params["matcher"])
+    kernels = led.params["generator"]["first"]["kernel"], alone.params["generator"]["first"]["kernel"]
+    assert np.abs(np.subtract(*kernels)).max() > 1e-6
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -389,6 +412,11 @@ def test_a_run_may_stop_at_a_collapse():
         ),
         ({"generator": {"widht": 8}}, r'Unknown key "widht".*Did you mean "width"'),
         ({"augment": ("color",)}, r'Unknown policy of diff_augment "color". Did you mean "colour"'),
+        ({"loss": {"damsm": 5.0}}, r"task.loss.damsm and task.matcher belong together"),
+        (
+            {"loss": {"damsm": 5.0}, "matcher": {"embed_dim": 8}},
+            r"task.matcher has no init_from.*damsm_scenes",
+        ),
         ({"optimizer": {"accumulate": 2}}, r"takes a smaller batch"),
     ],
     ids=lambda value: str(value)[:20],
