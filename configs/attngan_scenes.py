@@ -49,9 +49,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 name="text_to_image",
                 text=dict(like.task.model.text, init_from=arg.matcher, train=arg.tiny),
                 generator=dict(name="attngan", image_sizes=sizes, width=width, blocks=1, augmented=4 * width),
-                discriminator=dict(name="attngan", width=width),
+                # Without batch statistics and with R1, as configs/dcgan_scenes.py says why.
+                discriminator=dict(name="attngan", width=width, batch_norm=False),
                 matcher=matcher,
-                loss=dict(name="non_saturating", matching=1.0, kl=0.1, damsm=damsm),
+                loss=dict(
+                    name="non_saturating",
+                    matching=2.0,
+                    mismatches=7,
+                    kl=0.1,
+                    damsm=damsm,
+                    penalty=dict(name="r1_estimate", weight=0.01, every=4),
+                ),
             ),
             data=dict(
                 source=scenes("train"),
@@ -62,10 +70,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             optimizer=dict(
                 name="adamw",
-                learning_rate=2e-4,
+                learning_rate=5e-4,
                 schedule="constant",
-                options=dict(b1=0.5),
-                networks=dict(generator=dict(ema=0.999)),
+                options=dict(b1=0.0, b2=0.99),
+                networks=dict(generator=dict(learning_rate=3e-4, ema=0.999)),
             ),
             judges=dict(reader=dict(name="run", workdir=arg.reader)) if arg.reader else {},
             mesh=dict(data=-1, fsdp=1, tensor=1),

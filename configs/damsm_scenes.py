@@ -3,8 +3,11 @@
 python scripts/train.py --config configs/damsm_scenes.py --workdir runs/damsm_scenes
 
 Paper: Xu et al., AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial Networks, 2018, section
-3.2, with small towers from scratch.
-Reached: TODO
+3.2, with small towers from scratch: a convolutional one with a region for each cell, and a GRU. Gammas are the paper's.
+Reached (seed 0, 7 minutes of training on one core of an AMD EPYC that others used too): R@1 among 1,000 unseen scenes, of whole
+images and sentences, 43.5 of the 61.5 that are possible from text to image, 56.9 of 73.3 from image to text; where a pair of
+colour and shape was never seen, 39.0 of 60.9 and 53.6 of 78.7. R-precision of real images 78.9 (their caption before 99 others,
+of which some are as true).
 """
 
 import ml_collections

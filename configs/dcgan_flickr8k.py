@@ -3,8 +3,11 @@
 python scripts/train.py --config configs/dcgan_flickr8k.py:path=FILE --workdir runs/dcgan_flickr8k
 
 FILE is a Parquet file with the columns image, captions and split ("train", "dev"). The samples are drawn for the captions of
-dev. `judge=DIR` names a run whose features FID compares, and which reads images of 64 px: as one has
-configs/dual_encoder_flickr8k.py:path=FILE,size=64; without it there are the pictures only.
+dev. `judge=runs/dual_encoder_64` adds FID, by the features of a run that reads images of 64 px, and R-precision; such a run is
+
+python scripts/train.py --config configs/dual_encoder_flickr8k.py:path=FILE --workdir runs/dual_encoder_64 \
+  --config.data.transforms="decode | random_resized_crop(64, min_area=0.4) | flip | text(24, per_image=2)"
+
 Papers: Reed et al., Generative Adversarial Text to Image Synthesis, 2016; Zhao et al., Differentiable Augmentation for
 Data-Efficient GAN Training, 2020.
 Reached: TODO

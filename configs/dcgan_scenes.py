@@ -1,44 +1,56 @@
 """From a caption to a drawn scene: 32 pixels, on a CPU; another network, trained on real scenes, reads what was drawn.
 
 python scripts/train.py --config configs/classifier_scenes.py --workdir runs/classifier_scenes
+python scripts/train.py --config configs/damsm_scenes.py --workdir runs/damsm_scenes
 python scripts/train.py --config configs/dcgan_scenes.py --workdir runs/dcgan_scenes
 
-The first run is the judge. Papers: Radford et al., Unsupervised Representation Learning with Deep Convolutional Generative
-Adversarial Networks, 2016; Reed et al., Generative Adversarial Text to Image Synthesis, 2016 (the text beside the features,
-real images with wrong texts); Mescheder et al., Which Training Methods for GANs do actually Converge?, 2018 (R1).
+The first run is the judge, the second the matcher that leads the generator; `matcher=` (empty) does without.
+Papers: Radford et al., Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks, 2016;
+Reed et al., Generative Adversarial Text to Image Synthesis, 2016 (the text beside the features, real images with wrong
+texts); Mescheder et al., Which Training Methods for GANs do actually Converge?, 2018 (R1); Xu et al., AttnGAN, 2018 (the
+matcher).
 Reached: TODO
 """
 
 import ml_collections
 
-from mmgen_jax.core.config import parse_arg
-
-MAX_LEN = 24  # the grammar's longest caption has 22 words; begin and end are two more
+from mmgen_jax.core.config import parse_arg, sibling
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (a minute, for tests), reader (the run that judges), steps, batch_size."""
-    arg = parse_arg(arg, tiny=False, reader="runs/classifier_scenes", steps=14_000, batch_size=64)
+    """Arguments: tiny (a minute, for tests; without matcher and judge), matcher (a run of configs/damsm_scenes.py), reader (the
+    run that judges), steps, batch_size."""
+    arg = parse_arg(
+        arg,
+        tiny=False,
+        matcher="runs/damsm_scenes",
+        reader="runs/classifier_scenes",
+        steps=9000,
+        batch_size=64,
+    )
     steps, batch_size, size, n, width, features = arg.steps, arg.batch_size, 32, 1000, 32, 128
     if arg.tiny:
-        steps, batch_size, n, width, features = 4, 8, 16, 8, 16
+        steps, batch_size, n, width, features, arg.matcher = 4, 8, 16, 8, 16, ""
+    like = sibling(__file__, "damsm_scenes")("")
+    max_len = like.task.model.text.max_len
 
     def scenes(split, **more):
         return dict(name="scenes", split=split, size=size, **more)
 
     def drawn(split, **more):
-        transforms = f"text({MAX_LEN}, which='first')"
+        transforms = f"text({max_len}, which='first')"
         return dict(source=scenes(split, length=n), transforms=transforms, batch_size=min(500, n), **more)
 
     evals = dict(samples=dict(name="samples", **drawn("test"), every=max(steps // 16, 1)))
     if not arg.tiny:
         evals |= dict(
-            val=dict(name="reading", **drawn("val"), every=steps // 4),
+            val=dict(name="reading", **drawn("val"), every=steps // 18),
             # Captions of scenes with one object; those of more are in `test` and `unseen`, by the objects that they name.
             one=dict(name="reading", **drawn("test") | dict(source=scenes("test", length=n, max_objects=1))),
             test=dict(name="reading", **drawn("test")),
             unseen=dict(name="reading", **drawn("compositional")),
         )
+    matcher = dict(like.task.model, init_from=arg.matcher, loss=like.task.loss) if arg.matcher else None
     return ml_collections.ConfigDict(
         dict(
             seed=0,
@@ -52,7 +64,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                     embed_features=64,
                     bidirectional=True,
                     pool="max",
-                    max_len=MAX_LEN,
+                    max_len=max_len,
                     init_from="",
                     train=True,
                 ),
@@ -62,29 +74,32 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 discriminator=dict(
                     name="dcgan", width=width, condition="replicate", unconditional=True, batch_norm=False
                 ),
+                matcher=matcher,
                 loss=dict(
                     name="non_saturating",
-                    matching=1.0,
-                    penalty=dict(name="r1_estimate", weight=0.05, every=4),
+                    matching=2.0,
+                    mismatches=7,
+                    damsm=1.0 if matcher else 0.0,
+                    penalty=dict(name="r1_estimate", weight=0.02, every=4),
                 ),
             ),
             data=dict(
-                source=scenes("train"),
-                transforms=f"text({MAX_LEN})",
+                source=scenes("train", minimal_pairs=True),
+                transforms=f"text({max_len})",
                 batch_size=batch_size,
-                tokenizer=dict(name="words", min_count=1, examples=2000),
+                tokenizer=like.data.tokenizer,  # trained on the same captions: the matcher's words
                 shuffle=False,  # the scenes are drawn at random and never come twice
             ),
             optimizer=dict(
                 name="adamw",
                 learning_rate=5e-4,
-                schedule="linear",
+                schedule="constant",
                 options=dict(b1=0.0, b2=0.99),
                 networks=dict(generator=dict(learning_rate=3e-4, ema=0.999)),
             ),
             judges={} if arg.tiny else dict(reader=dict(name="run", workdir=arg.reader)),
             mesh=dict(data=-1, fsdp=1, tensor=1),
-            checkpoint=dict(every=max(steps // 4, 1), keep=2),
+            checkpoint=dict(every=max(steps // 6, 1), keep=2),
             log_every=2 if arg.tiny else 50,
             evals=evals,
             writers=("jsonl",),

@@ -32,7 +32,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     generator = dict(
         name="stackgan", joint=arg.joint, image_sizes=sizes, width=width, blocks=1, augmented=features
     )
-    discriminator = dict(name="stackgan", joint=arg.joint, stages=len(sizes) if arg.joint else 1, width=width)
+    # Without batch statistics and with R1, as configs/dcgan_scenes.py says why.
+    discriminator = dict(
+        name="stackgan",
+        joint=arg.joint,
+        stages=len(sizes) if arg.joint else 1,
+        unconditional=True,
+        batch_norm=False,
+        width=width,
+    )
     if not arg.joint:
         generator.update(frozen=bool(arg.stage1), init_from=arg.stage1)
 
@@ -69,10 +77,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 ),
                 generator=generator,
                 discriminator=discriminator,
-                loss=dict(name="non_saturating", matching=1.0, kl=0.1),
+                loss=dict(
+                    name="non_saturating",
+                    matching=2.0,
+                    mismatches=7,
+                    kl=0.1,
+                    penalty=dict(name="r1_estimate", weight=0.01, every=4),
+                ),
             ),
             data=dict(
-                source=scenes("train", minimal_pairs=True),
+                source=scenes("train"),
                 transforms=f"text({MAX_LEN})",
                 batch_size=batch_size,
                 tokenizer=dict(name="words", min_count=1, examples=2000),
@@ -80,10 +94,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             optimizer=dict(
                 name="adamw",
-                learning_rate=2e-4,
+                learning_rate=5e-4,
                 schedule="constant",
-                options=dict(b1=0.5),
-                networks=dict(generator=dict(ema=0.999)),
+                options=dict(b1=0.0, b2=0.99),
+                networks=dict(generator=dict(learning_rate=3e-4, ema=0.999)),
             ),
             judges=dict(reader=dict(name="run", workdir=arg.reader)) if arg.reader else {},
             mesh=dict(data=-1, fsdp=1, tensor=1),

@@ -53,6 +53,26 @@ def get_config(arg=None):
     return config
 """
 
+# Both networks' batch statistics, noise and mismatches over all processes; samples that a judge reads on each of them.
+GAN = """
+import runpy
+def get_config(arg=None):
+    config = runpy.run_path({path!r})["get_config"]("tiny")
+    scenes = dict(name="scenes", size=32, length=11)
+    held = dict(source=dict(scenes, split="val"), transforms="text(24, which='first')", batch_size=8)
+    config.evals = dict(
+        reading=dict(held, name="reading", n=13),
+        quality=dict(held, name="images", scores=("fid", "kid"), features="reader.features", few=True, resamples=0),
+        samples=dict(held, name="samples", rows=3, columns=2),
+    )
+    config.judges = dict(reader=dict(name="run", workdir={judge!r}))
+    config.task.discriminator = dict(name="dcgan", width=8, unconditional=True)
+    config.task.loss = dict(name="non_saturating")
+    config.optimizer = dict(name="sgd", learning_rate=0.02, schedule="constant", networks=dict(generator=dict(ema=0.9)))
+    config.steps, config.log_every = 2, 1
+    return config
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -181,6 +201,29 @@ def test_retrieval_and_classification_are_the_same(tmp_path, script_env):
     found = [[json.loads(line) for line in text.splitlines()] for text in texts]
     assert [record["index"] for record in found[0]] == list(range(11))
     assert [record["rank"] for record in found[0]] == [record["rank"] for record in found[1]]
+
+
+def test_a_gan_and_the_scores_of_its_samples_are_the_same(tmp_path, script_env, same):
+    judge, config = tmp_path / "judge", str(ROOT / "configs" / "classifier_scenes.py:tiny")
+    script = [sys.executable, str(ROOT / "scripts" / "train.py")]
+    subprocess.run([*script, "--config", config, "--workdir", judge], env=script_env, check=True, timeout=200)
+    path = str(ROOT / "configs" / "dcgan_scenes.py")
+    (tmp_path / "config.py").write_text(GAN.format(path=path, judge=str(judge)))
+    processes = start_two(tmp_path, "two", script_env)
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    env = {**script_env, "JAX_NUM_CPU_DEVICES": "2"}
+    done = subprocess.run(command(tmp_path, "one"), env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "one", tmp_path / "two"
+    same(state_of(two), state_of(one), rtol=0, atol=1e-5)
+    scores = [{k: v for row in rows(workdir) for k, v in row.items() if "/" in k} for workdir in (one, two)]
+    found = [k for k in scores[0] if not k.startswith("train/")]
+    assert {"reading/true", "quality/fid", "quality/kid", "samples/spread"} <= set(found)
+    for name in found:
+        np.testing.assert_allclose(scores[1][name], scores[0][name], rtol=1e-3, atol=1e-6, err_msg=name)
+    texts = [(workdir / "predictions" / "reading_000002.jsonl").read_text() for workdir in (one, two)]
+    assert texts[0] == texts[1] and len(texts[0].splitlines()) == 13
 
 
 def test_a_signal_to_one_stops_both(folder, script_env):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
@@ -14,26 +15,30 @@ from mmgen_jax.nn.spectral_norm import SpectralDense
 from mmgen_jax.nn.text_conditioning import Generated, Judged, SentenceProjection, Text, leaky_relu
 
 
-def waves(x: jax.Array, count: int, finest: float, power=1.0) -> jax.Array:
-    """Sines and cosines of a point along random directions: random Fourier features (Tancik et al., 2020).
+def with_waves(x: jax.Array, count: int, finest: float) -> jax.Array:
+    """Points with sines and cosines of them along random directions: random Fourier features (Tancik et al., 2020).
 
-    A net of dense layers alone learns only slowly what changes over a hundredth of its inputs' range. The wavelengths are
-    spread evenly, by their logarithm, from 32 times the finest to the finest; directions and phases are always the same.
+    Dense layers alone are slow to learn what changes over a hundredth of their inputs' range. The wavelengths lie evenly, by their
+    logarithm, between 32 times the finest and the finest; a wave's height is the root of its length, so that the coarse is
+    learned first. The directions are always the same.
 
     Args:
       x: [B, D].
-      count: of waves.
+      count: of waves; 0 gives x as it is.
       finest: the shortest wavelength, in units of x.
 
     Returns:
-      [B, 2 count].
+      [B, D + 2 count].
     """
-    direction = jax.random.normal(jax.random.key(0), (x.shape[-1], count), jnp.float32)
-    direction /= jnp.linalg.norm(direction, axis=0, keepdims=True)
-    number = 2 * math.pi / (finest * 32.0 ** jnp.linspace(1.0, 0.0, count))
-    angle = x.astype(jnp.float32) @ (direction * number[None])
-    return (jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1) / jnp.tile(number, 2)[None]).astype(
-        x.dtype
+    if not count:
+        return x
+    direction = np.random.default_rng(0).normal(size=(x.shape[-1], count))
+    direction /= np.linalg.norm(direction, axis=0)
+    number = 2 * np.pi / (finest * 32.0 ** np.linspace(1.0, 0.0, count))
+    angle = x.astype(jnp.float32) @ jnp.asarray(direction * number, jnp.float32)
+    height = jnp.asarray(number**-0.5, jnp.float32)[None]
+    return jnp.concatenate(
+        [x, *((height * wave(angle)).astype(x.dtype) for wave in (jnp.sin, jnp.cos))], axis=-1
     )
 
 
@@ -44,6 +49,7 @@ class MlpGenerator(nn.Module):
       shape: height, width and channels of what it makes.
       width, depth: features and number of the hidden layers.
       z_features: Z, of the noise.
+      waves, finest: of the noise, with which points close together in it can go to modes far apart, see `with_waves`.
       text_features: what a sentence is projected to.
       dtype: of the computation; parameters and points are float32.
     """
@@ -54,7 +60,6 @@ class MlpGenerator(nn.Module):
     z_features: int = 100
     waves: int = 0
     finest: float = 1.0
-    power: float = 1.0
     text_features: int = 128
     dtype: Any = jnp.float32
 
@@ -62,9 +67,7 @@ class MlpGenerator(nn.Module):
     def __call__(self, z: jax.Array, text: Text | None, *, train: bool) -> Generated:
         """z: [B, Z] -> one stage, [B, *shape]."""
         del train
-        x = z.astype(self.dtype)
-        if self.waves:
-            x = jnp.concatenate([x, waves(x, self.waves, self.finest, self.power)], axis=-1)
+        x = with_waves(z, self.waves, self.finest).astype(self.dtype)
         if text is not None:
             sentence = SentenceProjection(self.text_features, self.dtype, name="text")(text.sentence)
             x = jnp.concatenate([x, sentence], axis=-1)
@@ -103,8 +106,7 @@ class MlpDiscriminator(nn.Module):
 
     Attributes:
       width, depth: features and number of the hidden layers, the last of which belongs to the judgement.
-      waves: number of random waves through the point that it sees beside its values, see `waves`; 0 for none.
-      finest: the shortest wavelength, in units of the data.
+      waves, finest: of the point, which show it what is close together, see `with_waves`.
       text_features: what a sentence is projected to.
       spectral: hidden weights are divided by their spectral norm (Miyato et al., 2018).
       dtype: of the computation; parameters and logits are float32.
@@ -127,10 +129,8 @@ class MlpDiscriminator(nn.Module):
     def features(self, images: tuple[jax.Array, ...], *, train: bool) -> tuple[jax.Array, ...]:
         """images: one stage, [B, H, W, C] -> one map, [B, width]."""
         (image,) = images
-        x = rearrange(image.astype(self.dtype), "b h w c -> b (h w c)")
-        if self.waves:
-            x = jnp.concatenate([x, waves(x, self.waves, self.finest)], axis=-1)
-        return (self.trunk(x, train=train),)
+        x = with_waves(rearrange(image, "b h w c -> b (h w c)"), self.waves, self.finest)
+        return (self.trunk(x.astype(self.dtype), train=train),)
 
     def judge(self, features: tuple[jax.Array, ...], text: Text | None, *, train: bool) -> Judged:
         """Logits of what `features` gave."""

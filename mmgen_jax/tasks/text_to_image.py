@@ -4,12 +4,13 @@ One step is a turn of the discriminator, or several, and one of the generator (G
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 
 from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core import parallel, registry
@@ -18,7 +19,6 @@ from mmgen_jax.core.optimizer import Optimizer
 from mmgen_jax.core.sharding import Layout
 from mmgen_jax.core.state import State
 from mmgen_jax.losses import adversarial
-from mmgen_jax.losses import damsm as damsm_losses
 from mmgen_jax.models import damsm
 from mmgen_jax.models.text_to_image import TextEncoder, interpolate
 from mmgen_jax.nn.diff_augment import diff_augment
@@ -68,6 +68,7 @@ class Loss(NamedTuple):
       smooth: one-sided label smoothing: what is real should look so much less than certainly real (Salimans et al., 2016).
       matching: the discriminator also sees real images with the text of another example, as something to refuse (Reed et
         al., 2016, GAN-CLS); its weight, 0 for none.
+      mismatches: so many other examples' texts, each of which it refuses for itself. One more costs only the last layers.
       interpolation: weight of generated images for texts half-way between two examples' (Reed et al., 2016, GAN-INT).
       kl: weight of the conditioning augmentation's divergence from the normal distribution (StackGAN).
       damsm: weight of the frozen matcher's loss (AttnGAN's lambda).
@@ -77,10 +78,26 @@ class Loss(NamedTuple):
     name: str = "non_saturating"
     smooth: float = 0.0
     matching: float = 1.0
+    mismatches: int = 1
     interpolation: float = 0.0
     kl: float = 1.0
     damsm: float = 0.0
     penalty: Mapping[str, Any] | None = None
+
+
+class Noise(NamedTuple):
+    """Noise on all that the discriminator sees, real and generated, which dies away: the coarse is learned before the fine.
+
+    With much of it the two distributions overlap, so that the slopes lead to modes that a generator has not found yet
+    (instance noise: Sonderby et al., 2017; Arjovsky and Bottou, 2017).
+
+    Attributes:
+      std: its standard deviation at the start, in units of what the discriminator sees.
+      half_life: steps in which it halves.
+    """
+
+    std: float
+    half_life: float
 
 
 class Watch(NamedTuple):
@@ -116,6 +133,7 @@ class TextToImage(Task):
         one before, whose forward pass then serves both.
       discriminator_steps: turns of the discriminator before one of the generator; the batch is cut into so many parts.
       augment: kinds of differentiable augmentation of what the discriminator sees, see nn/diff_augment.py.
+      noise: see `Noise`; None for none.
       watch: see `Watch`.
       values: "pixels", or "points" for data that is no image.
       dtype: "float32" or "bfloat16", of the computation.
@@ -132,6 +150,7 @@ class TextToImage(Task):
         update: str = "alternating",
         discriminator_steps: int = 1,
         augment: Sequence[str] = (),
+        noise: Mapping[str, Any] | None = None,
         watch: Mapping[str, Any] | None = None,
         values: str = "pixels",
         dtype: str = "float32",
@@ -165,6 +184,7 @@ class TextToImage(Task):
         if self._loss.penalty:
             self._penalty = registry.call(Penalty, self._loss.penalty, "task.loss.penalty")
             registry.choose(PENALTIES, self._penalty.name, "gradient penalty")
+        self._blur = registry.call(Noise, noise, "task.noise") if noise else None
         self._watch = registry.call(Watch, watch or {}, "task.watch")
         self._simultaneous, self._steps = update == "simultaneous", discriminator_steps
         self._augment, self._values = tuple(augment), values
@@ -266,7 +286,9 @@ class TextToImage(Task):
         sentence = text.sentence if text else None
         drawn_text, z = text, self._noise(noise_key, len(weight))
         if self._loss.interpolation and text:
-            half = interpolate(text, jax.tree.map(self._shift, text), jnp.full(len(weight), 0.5))
+            half = interpolate(
+                text, jax.tree.map(partial(self._shift, by=1), text), jnp.full(len(weight), 0.5)
+            )
             drawn_text = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), text, half)
             z = jnp.concatenate([z, self._noise(halfway_key, len(weight))])
 
@@ -274,7 +296,8 @@ class TextToImage(Task):
             return self._apply("generator", params, variables["generator"], halfway_key, z, drawn_text)
 
         generated, pull_generator, variables["generator"] = jax.vjp(draw, params["generator"], has_aux=True)
-        reals = _pyramid(real_images, generated.images)
+        real_blur, fake_blur = jax.random.split(jax.random.fold_in(augment_key, 1))
+        reals = self._blurred(_pyramid(real_images, generated.images), real_blur, state.step)
         real_key, fake_key = jax.random.split(parallel.device_key(augment_key, self.axis))
 
         def judge_real(params, sentence):
@@ -285,12 +308,15 @@ class TextToImage(Task):
             )
             held = {**variables["discriminator"], **new}
 
-            def judged(sentence):
+            def judged(features, sentence):
                 given = text._replace(sentence=sentence) if text else None
                 return self._apply("discriminator", params, held, None, features, given, method="judge")
 
-            real, new = judged(sentence)
-            wrong = judged(self._shift(sentence))[0] if self._mismatches else None
+            real, new = judged(features, sentence)
+            wrong = None
+            if self._mismatches:
+                copies = jax.tree.map(lambda x: repeat(x, "b ... -> (k b) ...", k=self._mismatches), features)
+                wrong, _ = judged(copies, self._others(sentence))
             return (real, wrong), {**held, **new}
 
         (real, wrong), pull_real, variables["discriminator"] = jax.vjp(
@@ -299,6 +325,7 @@ class TextToImage(Task):
         held = variables["discriminator"]
 
         def judge_fake(params, sentence, images):
+            images = self._blurred(images, fake_blur, state.step)
             images = diff_augment(images, fake_key, self._augment)
             given = None
             if text:
@@ -374,8 +401,9 @@ class TextToImage(Task):
         return self.update(state, grads), {**metrics, **new}
 
     @property
-    def _mismatches(self) -> bool:
-        return bool(self.text and self._loss.matching)
+    def _mismatches(self) -> int:
+        """K, how many wrong texts a real image is judged with."""
+        return self._loss.mismatches if self.text and self._loss.matching else 0
 
     def _encode(self, params: dict, variables: dict, tokens: jax.Array) -> tuple[Text, Any, dict]:
         """-> (the text without gradients, the pull-back of the sentence's to the tower's parameters, new variables)."""
@@ -409,15 +437,34 @@ class TextToImage(Task):
         shape = (parallel.whole(rows, self.axis), self.generator.z_features)
         return parallel.own_rows(jax.random.normal(rng, shape, jnp.float32), self.axis)
 
-    def _shift(self, x: jax.Array) -> jax.Array:
-        """Each example gets what belongs to the one before it, over all devices. [B, ...] -> [B, ...]."""
-        return parallel.own_rows(jnp.roll(parallel.gather(x, self.axis), 1, axis=0), self.axis)
+    def _blurred(
+        self, images: tuple[jax.Array, ...], rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Images with this step's noise, the same for an example on any number of devices. [B, H, W, C] each."""
+        if self._blur is None:
+            return images
+        std = self._blur.std * jnp.exp2(-step.astype(jnp.float32) / self._blur.half_life)
+
+        def blurred(image, rng):
+            shape = (parallel.whole(len(image), self.axis), *image.shape[1:])
+            noise = parallel.own_rows(jax.random.normal(rng, shape, jnp.float32), self.axis)
+            return image + (std * noise).astype(image.dtype)
+
+        return tuple(blurred(x, jax.random.fold_in(rng, i)) for i, x in enumerate(images))
+
+    def _shift(self, x: jax.Array, by: int) -> jax.Array:
+        """Each example gets what belongs to the one `by` places before it, over all devices. [B, ...] -> [B, ...]."""
+        return parallel.own_rows(jnp.roll(parallel.gather(x, self.axis), by, axis=0), self.axis)
+
+    def _others(self, x: jax.Array) -> jax.Array:
+        """What belongs to the examples 1, 2, ... K places before each. [B, ...] -> [K B, ...]."""
+        return jnp.concatenate([self._shift(x, by) for by in range(1, self._mismatches + 1)])
 
     def _different(self, batch: Batch) -> jax.Array:
-        """1 where the example before has another text, and is none of the broken ones. float32 [B]."""
+        """1 where the other example has another text, and is none of the broken ones. float32 [K B]."""
         tokens = batch["tokens"][:, 0]
-        other = jnp.any(tokens != self._shift(tokens), axis=-1)
-        return other.astype(jnp.float32) * self._shift(batch["mask"])
+        other = jnp.any(jnp.tile(tokens, (self._mismatches, 1)) != self._others(tokens), axis=-1)
+        return other.astype(jnp.float32) * self._others(batch["mask"])
 
     def _real(self, image: jax.Array) -> jax.Array:
         """uint8 -> float32 from -1 to 1; points stay."""
@@ -432,10 +479,15 @@ class TextToImage(Task):
         for i, (r, f) in enumerate(zip(real.conditional, fake.conditional, strict=True)):
             on_real, on_fake = self._objective.discriminator(r, f, self._loss.smooth, **options)
             if wrong is not None:
+                copies = self._mismatches
+                tiled = {"mask": jnp.tile(weight, copies), "axis": self.axis}
                 _, on_wrong = self._objective.discriminator(
-                    r, wrong.conditional[i], self._loss.smooth, **options
+                    jnp.tile(r, copies), wrong.conditional[i], self._loss.smooth, **tiled
                 )
-                share = self._loss.matching * different
+                on_wrong, there = (rearrange(x, "(k b) -> k b", k=copies) for x in (on_wrong, different))
+                count = jnp.sum(there, axis=0)
+                on_wrong = jnp.sum(on_wrong * there, axis=0) / jnp.maximum(count, 1.0)
+                share = self._loss.matching * jnp.minimum(count, 1.0)
                 # As much weight on what is to be refused as on what is real.
                 on_fake = (on_fake + share * on_wrong) / (1.0 + share)
             losses += on_real + on_fake
@@ -456,27 +508,17 @@ class TextToImage(Task):
     def _match(self, state: State, batch: Batch, generated: Generated) -> jax.Array:
         """The frozen matcher's loss of what was drawn with the texts that were asked for. [B]"""
         tokens, rows = batch["tokens"][:, 0], len(batch["mask"])
+        ids = {"weight": batch["mask"], "image_id": batch["index"], "text_id": text_ids(tokens)}
 
-        def apply(x, method):
-            variables = {"params": state.params["matcher"], **state.variables["matcher"]}
-            return self.matcher.apply(variables, x, method=method)
+        def on_rows(rows, variables, axis):
+            image, tokens, ids = rows
+            text = self.matcher.apply(variables, tokens, method="embed_text")
+            return damsm.match(
+                self.matcher, variables, image, text, **ids, **self._matching_options, axis=axis
+            )
 
-        image, text = apply(generated.images[-1][:rows], "embed_image"), apply(tokens, "embed_text")
-        rows = {
-            "regions": image.regions,
-            "image": image.whole,
-            "words": text.words,
-            "words_mask": text.mask,
-            "sentence": text.sentence,
-            "weight": batch["mask"],
-            "image_id": batch["index"],
-            "text_id": text_ids(tokens),
-        }
-
-        def on_rows(rows, shared, axis):
-            return damsm_losses.damsm(**rows, **shared, **self._matching_options, axis=axis)
-
-        return parallel.by_rows(on_rows, self.layout)(rows, {})
+        variables = {"params": state.params["matcher"], **state.variables["matcher"]}
+        return parallel.by_rows(on_rows, self.layout)((generated.images[-1][:rows], tokens, ids), variables)
 
     def _penalty_gradient(self, params, variables, reals, fakes, text, weight, rng):
         """-> (gradient of the penalty, summed over the rows, its mean over those where it is taken)."""
@@ -506,7 +548,11 @@ class TextToImage(Task):
         metrics, every = {}, []
         kinds = {"real": (real, weight, 1.0), "fake": (_first(fake, rows), weight, -1.0)}
         if wrong is not None:
-            kinds["wrong"] = (Judged(wrong.conditional, ()), weight * different, -1.0)
+            kinds["wrong"] = (
+                Judged(wrong.conditional, ()),
+                jnp.tile(weight, self._mismatches) * different,
+                -1.0,
+            )
         for kind, (judged, weights, sign) in kinds.items():
             for logits in _logits(judged):
                 value = Mean.of(sign * logits > 0, weights)

@@ -226,6 +226,25 @@ def test_equal_texts_are_no_mismatch():
     close(step(with_matching, state, batch)[0].params, step(without, state, batch)[0].params, rtol=1e-6)
 
 
+def test_more_wrong_texts():
+    """Each image refuses the texts of two others: the mean over both, of which one may be equal to its own."""
+    batch = make_batch()
+    batch["tokens"][1] = batch["tokens"][0]
+    state = start(make(), batch)
+    losses = []
+    for mismatches in (1, 2):
+        task = make(loss={"mismatches": mismatches})
+        _, metrics = step(task, state, batch)
+        losses.append(metrics["loss"])
+    assert losses[0] != losses[1]
+    # All others: their order no longer matters.
+    every = make(loss={"mismatches": B - 1})
+    shuffled = jax.tree.map(lambda x: x[::-1], batch)
+    one, other = (step(every, state, given)[1] for given in (batch, shuffled))
+    for name in ("real_accuracy", "wrong_accuracy"):
+        assert one[name] == pytest.approx(other[name])
+
+
 def test_several_turns_of_the_discriminator():
     """Two turns on halves of the batch, the generator's with the second; its average follows it alone."""
     networks = {"generator": {"ema": 0.9}, "discriminator": {"learning_rate": 0.02}}
@@ -256,7 +275,7 @@ def test_a_frozen_text_tower_stays():
 
 
 def test_a_frozen_matcher_leads_the_generator():
-    """Its loss is added to the generator's alone; it stays as it is, and has no optimizer state. Damsm's own tests hold its value."""
+    """Its loss is added to the generator's alone; it stays as it is, and has no optimizer state. Its own tests hold its value."""
     tower = {"name": "convnet", "widths": (4, 8), "blocks": 0, "pool": "none"}
     text = {**TEXT, "bidirectional": True, "pool": "last"}
     matcher = {"image": tower, "text": text, "embed_dim": 16, "init_from": "runs/damsm"}
