@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         tiny=False,
         matcher="runs/damsm_scenes",
         reader="runs/classifier_scenes",
-        steps=9000,
+        steps=7500,
         batch_size=64,
     )
     steps, batch_size, size, n, width, features = arg.steps, arg.batch_size, 32, 1000, 32, 128
@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     evals = dict(samples=dict(name="samples", **drawn("test"), every=max(steps // 16, 1)))
     if not arg.tiny:
         evals |= dict(
-            val=dict(name="reading", **drawn("val"), every=steps // 18),
+            val=dict(name="reading", **drawn("val"), every=steps // 15),
             # Captions of scenes with one object; those of more are in `test` and `unseen`, by the objects that they name.
             one=dict(name="reading", **drawn("test") | dict(source=scenes("test", length=n, max_objects=1))),
             test=dict(name="reading", **drawn("test")),
@@ -93,13 +93,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             optimizer=dict(
                 name="adamw",
                 learning_rate=5e-4,
-                schedule="constant",
+                schedule="trapezoid",
                 options=dict(b1=0.0, b2=0.99),
                 networks=dict(generator=dict(learning_rate=3e-4, ema=0.999)),
             ),
             judges={} if arg.tiny else dict(reader=dict(name="run", workdir=arg.reader)),
             mesh=dict(data=-1, fsdp=1, tensor=1),
-            checkpoint=dict(every=max(steps // 6, 1), keep=2),
+            checkpoint=dict(every=max(steps // 5, 1), keep=2),
             log_every=2 if arg.tiny else 50,
             evals=evals,
             writers=("jsonl",),

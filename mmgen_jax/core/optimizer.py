@@ -67,11 +67,16 @@ def _exponential(step, steps):
     return 0.1 ** (step / steps)
 
 
+def _trapezoid(step, steps):
+    return jax.numpy.clip(3.0 * (1.0 - step / steps), 0.0, 1.0)
+
+
 SCHEDULES = {
     "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,
     "drop": _drop,
+    "trapezoid": _trapezoid,
     "exponential": _exponential,
     "inverse_sqrt": _inverse_sqrt,
 }
@@ -81,8 +86,9 @@ def make_schedule(name: str, peak: float, warmup: int, steps: int, final: float 
     """Linear warm-up from 0 to `peak` over `warmup` steps, then `name`.
 
     "constant" stays; "cosine" (Loshchilov and Hutter, 2017) and "linear" fall to `final * peak` at `steps`; "drop"
-    falls to a tenth half-way; "exponential" by the same factor each step, to a tenth at `steps`; "inverse_sqrt" falls as
-    sqrt(w / (w + t)), t steps after the warm-up of w steps (Vaswani et al., 2017), and not below `final * peak`.
+    falls to a tenth half-way; "trapezoid" stays for two thirds and falls linearly in the last (Zhai et al., 2022);
+    "exponential" falls by the same factor each step, to a tenth at `steps`; "inverse_sqrt" falls as sqrt(w / (w + t)), t
+    steps after the warm-up of w steps (Vaswani et al., 2017), and not below `final * peak`.
     """
     decay = registry.choose(SCHEDULES, name, "schedule")
     scale = max(warmup, 1)

@@ -122,7 +122,9 @@ BERT_TEXT = Need(
 )
 RESNET_IMAGE = Need(ResNet, {"stem": ("imagenet",), "antialias": (False,), "pool": ("mean", "none")}, _resnet)
 CLASSIFIER = Need(
-    Classifier, {"labels": (1,)}, lambda model: {"id2label": {str(i): f"LABEL_{i}" for i in range(model.classes)}}
+    Classifier,
+    {"labels": (1,)},
+    lambda model: {"id2label": {str(i): f"LABEL_{i}" for i in range(model.classes)}},
 )
 
 

@@ -76,6 +76,7 @@ def test_schedules():
     assert values([25], schedule="cosine") == close([quarter])
     assert values([0, 50, 100, 200], schedule="linear") == close([0.5, 0.25, 0.0, 0.0], abs=1e-7)
     assert values([0, 49, 50, 100], schedule="drop") == close([0.5, 0.5, 0.05, 0.05])
+    assert values([0, 60, 80, 100], schedule="trapezoid") == close([0.5, 0.5, 0.3, 0.0], abs=1e-7)
     assert values([0, 50, 100], schedule="exponential") == close([0.5, 0.5 / math.sqrt(10), 0.05])
     floor = values([10, 55, 100], schedule="cosine", warmup=10, final=0.1)
     assert floor == close([0.5, 0.5 * (0.1 + 0.9 * 0.5), 0.05])
