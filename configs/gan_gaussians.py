@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             task=dict(
                 name="text_to_image",
                 text=None,
-                # Neighbours in the noise go to different modes: a generator without waves is too smooth, and its samples lie between.
+                # Neighbours in the noise go to different modes: without waves a generator is too smooth, and samples lie between.
                 generator=dict(name="mlp_gan", width=width, z_features=2, waves=waves, finest=0.05),
                 # A mode is a hundredth of the whole: a discriminator without waves sees its direction and not its distance.
                 discriminator=dict(name="mlp_gan", width=width, waves=waves, finest=0.25),

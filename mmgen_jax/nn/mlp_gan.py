@@ -18,8 +18,8 @@ from mmgen_jax.nn.text_conditioning import Generated, Judged, SentenceProjection
 def with_waves(x: jax.Array, count: int, finest: float) -> jax.Array:
     """Points with sines and cosines of them along random directions: random Fourier features (Tancik et al., 2020).
 
-    Dense layers alone are slow to learn what changes over a hundredth of their inputs' range. The wavelengths lie evenly, by their
-    logarithm, between 32 times the finest and the finest; a wave's height is the root of its length, so that the coarse is
+    Dense layers alone are slow to learn what changes over a hundredth of their inputs' range. The wavelengths lie evenly, by
+    their logarithm, between 32 times the finest and the finest; a wave's height is the root of its length, so that the coarse is
     learned first. The directions are always the same.
 
     Args:
