@@ -9,7 +9,9 @@ Papers: Radford et al., Unsupervised Representation Learning with Deep Convoluti
 Reed et al., Generative Adversarial Text to Image Synthesis, 2016 (the text beside the features, real images with wrong
 texts); Mescheder et al., Which Training Methods for GANs do actually Converge?, 2018 (R1); Xu et al., AttnGAN, 2018 (the
 matcher).
-Reached: TODO
+Reached (seed 0, one core of an AMD EPYC, 20.8 minutes; 2026-11-21): of the samples for captions of one object the judge reads
+64.9 % as the caption says (real scenes: 99.9 %), where a pair of colour and shape was never seen 44.2 %; of two objects about
+10 %. Samples of one caption hardly differ. docs/results.md says more.
 """
 
 import ml_collections

@@ -9,7 +9,7 @@ The first run is stage I, which the third takes, with its text tower, and leaves
 together (StackGAN-v2). Data, losses and optimizer are those of configs/dcgan_scenes.py, without its matcher; the judge of 32 px
 is the same, that of 64 px the second run.
 Papers: Zhang et al., StackGAN, 2017; StackGAN++, 2018.
-Reached: TODO
+Not run in this form: only the tiny one, for lack of time.
 """
 
 import ml_collections
@@ -20,7 +20,7 @@ from mmgen_jax.core.config import parse_arg, sibling
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (a minute, for tests; without a judge), stage1 (the run of stage I, "" to train that), joint
     (StackGAN-v2), reader (the run that judges, of images of the same size), steps, batch_size."""
-    arg = parse_arg(arg, tiny=False, stage1="", joint=False, reader="", steps=9000, batch_size=64)
+    arg = parse_arg(arg, tiny=False, stage1="", joint=False, reader="", steps=7500, batch_size=64)
     sizes = (16, 32, 64) if arg.joint else (32, 64) if arg.stage1 else (32,)
     width, augmented = (8, 16) if arg.tiny else (32, 64)
     reader = arg.reader or ("runs/classifier_scenes" if sizes[-1] == 32 else "runs/classifier_scenes_64")

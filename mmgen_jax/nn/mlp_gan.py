@@ -20,7 +20,7 @@ def with_waves(x: jax.Array, count: int, finest: float) -> jax.Array:
 
     Dense layers alone are slow to learn what changes over a hundredth of their inputs' range. The wavelengths lie evenly, by
     their logarithm, between 32 times the finest and the finest; a wave's height is the root of its length, so that the coarse is
-    learned first. The directions are always the same.
+    learned first. The directions are always the same, each D in a row at right angles, so that none is left out at any scale.
 
     Args:
       x: [B, D].
@@ -32,8 +32,9 @@ def with_waves(x: jax.Array, count: int, finest: float) -> jax.Array:
     """
     if not count:
         return x
-    direction = np.random.default_rng(0).normal(size=(x.shape[-1], count))
-    direction /= np.linalg.norm(direction, axis=0)
+    size = x.shape[-1]
+    frames = np.linalg.qr(np.random.default_rng(0).normal(size=(math.ceil(count / size), size, size)))[0]
+    direction = frames.reshape(-1, size)[:count].T
     number = 2 * np.pi / (finest * 32.0 ** np.linspace(1.0, 0.0, count))
     angle = x.astype(jnp.float32) @ jnp.asarray(direction * number, jnp.float32)
     height = jnp.asarray(number**-0.5, jnp.float32)[None]

@@ -123,7 +123,7 @@ BERT_TEXT = Need(
 RESNET_IMAGE = Need(ResNet, {"stem": ("imagenet",), "antialias": (False,), "pool": ("mean", "none")}, _resnet)
 CLASSIFIER = Need(
     Classifier,
-    {"labels": (1,)},
+    {"labels": (1,), "apart": (False,)},
     lambda model: {"id2label": {str(i): f"LABEL_{i}" for i in range(model.classes)}},
 )
 

@@ -27,6 +27,7 @@ def make_model(
     tower: Mapping[str, Any],
     classes: int,
     labels: int = 1,
+    apart: bool = False,
     pixels: str = "half",
     dtype: Any = jnp.float32,
     axis: str | None = None,
@@ -36,8 +37,12 @@ def make_model(
         raise ValueError(
             f"task.model has classes={classes} and labels={labels}: at least two classes and one label."
         )
+    if apart and labels != 3:
+        raise ValueError(
+            f"task.model.apart gives each of the three colours a label: labels is 3, not {labels}."
+        )
     tower = registry.build("nn", tower, dtype=dtype, axis_name=axis)
-    return Classifier(tower, classes, labels, pixels, dtype)
+    return Classifier(tower, classes, labels, apart, pixels, dtype)
 
 
 class Classification(Task):

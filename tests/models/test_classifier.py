@@ -53,3 +53,21 @@ def test_a_grid_is_refused():
     image = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8)
     with pytest.raises(ValueError, match=r"gives a grid, \(2, 2, 2, 128\); set its pool"):
         jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
+
+
+def test_colours_apart():
+    """Each colour's label comes from that colour alone, and in the same way."""
+    image = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    tower = convnet.make(widths=(4,), blocks=0, pool="flatten", dtype=jnp.float32)
+    module = Classifier(tower, 5, labels=3, apart=True, pixels="half")
+    variables = module.init(jax.random.key(0), image)
+    logits = np.asarray(module.apply(variables, image))
+    assert logits.shape == (2, 3, 5)
+    assert variables["params"]["tower"]["conv1"]["kernel"].shape == (3, 3, 1, 4)
+    turned = module.apply(variables, image[..., [2, 0, 1]])
+    np.testing.assert_allclose(turned, logits[:, [2, 0, 1]], rtol=1e-5, atol=1e-6)
+    features = module.apply(variables, image, method="features")
+    head = variables["params"]["head"]
+    assert features.shape == (2, 3 * 64)
+    expected = features.reshape(2, 3, 64) @ head["kernel"] + head["bias"][None, None]
+    np.testing.assert_allclose(expected, logits, rtol=1e-5, atol=1e-5)

@@ -123,6 +123,7 @@ def test_a_label_that_is_no_class_stops_the_run():
         ({}, make_batch(L), r"label has the shape \[3\], task\.model\.labels=1 expects \[\]"),
         ({}, {k: v for k, v in make_batch().items() if k != "label"}, r'come without "label".*cells=True'),
         ({"classes": 1}, make_batch(), "classes=1 and labels=1: at least two classes"),
+        ({"apart": True}, make_batch(), "apart gives each of the three colours a label: labels is 3, not 1"),
         ({"label_smoothing": 1.0}, make_batch(), "label_smoothing is 1.0: a share"),
         ({"tower": {**TOWER, "pool": "none"}}, make_batch(), "set its pool"),
         (
