@@ -8,7 +8,9 @@ features are what FID and the search for copies compare, and it says whether nam
 held out, by a hash of their names, from both runs; the samples are drawn for the names of those.
 Papers: Reed et al., Generative Adversarial Text to Image Synthesis, 2016; Zhao et al., Differentiable Augmentation for
 Data-Efficient GAN Training, 2020, without which the discriminator soon knows the images by heart.
-Reached: TODO
+Reached after 1,247 of the steps (seed 0, 8 minutes of training on a part of one core of an AMD EPYC, 2026-11-21): patches of the
+right colour and outline, a yellow disc for a face, stripes for a flag; FID 7.3 (floor 2.3) by the judge's features, R-precision
+3.5 % of 100 names (real images 26.6 %). The whole run has not been made.
 """
 
 import ml_collections

@@ -8,7 +8,9 @@ features are what FID compares. A tenth of the images is held out, by a hash of 
 Papers: Radford et al., Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks, 2016;
 Reed et al., Generative Adversarial Text to Image Synthesis, 2016 (the text beside the features, real images with wrong
 texts); a small GRU reads the text.
-Reached: TODO
+Reached (seed 0, 8,000 steps, 34 minutes of training on one core of an AMD EPYC that others used too, 2026-11-21): the judge,
+which reads 92.7 % of held-out images right, agrees with 95.6 % of the captions (95 % interval 94.6 to 96.4). Samples of a kind
+differ little: recall 0.0, precision 74, coverage 23; FID 64 by the judge's 3,136 features. docs/results.md says more.
 """
 
 import ml_collections
@@ -59,6 +61,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 **held_out,
                 scores=("fid", "kid", "precision_recall", "memorisation"),
                 features="reader.features",
+                resamples=0,  # each would take a root of a matrix of 3,136 features
                 others=clothing("but 1/10"),
                 every=steps // 2,
             ),

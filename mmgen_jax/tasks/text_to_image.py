@@ -280,7 +280,7 @@ class TextToImage(Task):
         text, pull_text = None, None
         if self.text:
             text, pull_text, variables["text"] = self._encode(
-                params["text"], variables["text"], batch["tokens"]
+                params["text"], variables["text"], batch["tokens"], jax.random.fold_in(noise_key, 1)
             )
         # Both networks take the text as given; the discriminator's gradient reaches its tower through `sentence`.
         sentence = text.sentence if text else None
@@ -405,12 +405,19 @@ class TextToImage(Task):
         """K, how many wrong texts a real image is judged with."""
         return self._loss.mismatches if self.text and self._loss.matching else 0
 
-    def _encode(self, params: dict, variables: dict, tokens: jax.Array) -> tuple[Text, Any, dict]:
+    def _encode(
+        self, params: dict, variables: dict, tokens: jax.Array, rng: jax.Array
+    ) -> tuple[Text, Any, dict]:
         """-> (the text without gradients, the pull-back of the sentence's to the tower's parameters, new variables)."""
+        dropout = parallel.device_key(rng, self.axis)
 
         def encode(params):
             text, new = self.text.apply(
-                {"params": params, **variables}, tokens[:, 0], train=True, mutable=list(variables)
+                {"params": params, **variables},
+                tokens[:, 0],
+                train="text" not in self.frozen,
+                mutable=list(variables),
+                rngs={"dropout": dropout},
             )
             return text.sentence, (text, new)
 

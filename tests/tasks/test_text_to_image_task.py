@@ -217,6 +217,23 @@ def test_a_broken_example_changes_nothing():
     assert first[1] == pytest.approx(second[1], rel=1e-5)
 
 
+def test_noise_dies_away():
+    """What the discriminator sees is noisy, half as much after each half-life; later the step is as without."""
+    noisy, quiet, batch = make(noise={"std": 2.0, "half_life": 4.0}), make(), make_batch()
+    images = (jnp.zeros((B, 8, 8, 3)), jnp.ones((B, 16, 16, 3)))
+    first, later = (noisy._blurred(images, jax.random.key(1), jnp.int32(step)) for step in (0, 8))
+    close(
+        jax.tree.map(lambda a, b: a - b, first, images), jax.tree.map(lambda a, b: 4 * (a - b), later, images)
+    )
+    assert np.std(first[1]) == pytest.approx(2.0, rel=0.05)
+    state = start(quiet, batch)
+    same, other = (step(quiet, state, batch)[0].params, step(noisy, state, batch)[0].params)
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), same, other)
+    assert max(jax.tree.leaves(difference)) > 1e-4
+    state = state.replace(step=jnp.int32(400))
+    close(step(quiet, state, batch)[0].params, step(noisy, state, batch)[0].params, rtol=1e-6)
+
+
 def test_equal_texts_are_no_mismatch():
     """Where all captions are the same there is no wrong text: matching then changes nothing."""
     batch = make_batch()
@@ -267,10 +284,18 @@ def test_several_turns_of_the_discriminator():
 
 
 def test_a_frozen_text_tower_stays():
-    task, batch = make(text={**TEXT, "train": False}), make_batch()
+    """And reads without dropout, whereas one that learns draws some."""
+    task, batch = make(text={**TEXT, "train": False, "dropout": 0.5}), make_batch()
     state = start(task, batch)
-    after, _ = step(task, state, batch)
+    after, metrics = step(task, state, batch)
+    assert metrics["loss"] == pytest.approx(
+        step(make(text={**TEXT, "train": False}), state, batch)[1]["loss"]
+    )
     assert "text" not in after.opt_state
+    learning = make(text={**TEXT, "dropout": 0.5})
+    assert step(learning, start(learning, batch), batch)[1]["loss"] != pytest.approx(
+        metrics["loss"], rel=1e-6
+    )
     jax.tree.map(np.testing.assert_array_equal, after.params["text"], state.params["text"])
 
 
