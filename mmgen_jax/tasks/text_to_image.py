@@ -188,11 +188,8 @@ class TextToImage(Task):
         self._watch = registry.call(Watch, watch or {}, "task.watch")
         self._simultaneous, self._steps = update == "simultaneous", discriminator_steps
         self._augment, self._values = tuple(augment), values
-        self._trouble: tuple[str | None, int, int] = (
-            None,
-            0,
-            0,
-        )  # its kind, since which step, in how many reports
+        # Its kind, since which step, in how many reports.
+        self._trouble: tuple[str | None, int, int] = (None, 0, 0)
         self.predict = {"generate": self._predict_generate, "stages": self._predict_stages}
         if self.text:
             self.predict["embed_text"] = self._predict_text
@@ -348,6 +345,7 @@ class TextToImage(Task):
         grads = {"discriminator": jax.tree.map(jnp.add, of_real[0], of_fake[0])}
         metrics = {"loss": Mean.of(losses, weight), **self._accuracies(real, wrong, different, fake, weight)}
         if self._penalty:
+            penalty_key = parallel.device_key(penalty_key, self.axis)
             grad, metrics["penalty"] = self._penalty_gradient(
                 params["discriminator"], held, reals, generated.images, text, weight, penalty_key
             )
