@@ -7,7 +7,9 @@ import numpy as np
 from mmgen_jax.nn import text_conditioning
 
 rng = np.random.default_rng(0)
-SENTENCE = rng.normal(size=(300, 6))
+SENTENCE = 3.0 + 2.0 * rng.normal(size=(300, 6))
+# What both modules read: each sentence with zero mean and unit variance over its features.
+STANDARD = (SENTENCE - SENTENCE.mean(axis=1, keepdims=True)) / SENTENCE.std(axis=1, keepdims=True)
 
 
 def init(module):
@@ -19,7 +21,7 @@ def test_projection():
     module = text_conditioning.SentenceProjection(4)
     variables = init(module)
     tree = jax.tree.map(np.float64, variables["params"]["project"])
-    expected = SENTENCE @ tree["kernel"] + tree["bias"]
+    expected = STANDARD @ tree["kernel"] + tree["bias"]
     expected = np.where(expected > 0, expected, 0.2 * expected)
     np.testing.assert_allclose(module.apply(variables, jnp.float32(SENTENCE)), expected, rtol=1e-4, atol=1e-5)
 
@@ -28,7 +30,7 @@ def test_augmentation():
     module = text_conditioning.ConditioningAugmentation(4, jnp.bfloat16)
     variables = init(module)
     tree = jax.tree.map(np.float64, variables["params"]["statistics"])
-    mean, log_variance = np.split(SENTENCE @ tree["kernel"] + tree["bias"], 2, axis=1)
+    mean, log_variance = np.split(STANDARD @ tree["kernel"] + tree["bias"], 2, axis=1)
     # Without noise it is the mean.
     quiet, statistics = module.apply(variables, jnp.float32(SENTENCE))
     assert quiet.dtype == jnp.bfloat16 and statistics["mean"].dtype == jnp.float32
