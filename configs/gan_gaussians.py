@@ -13,7 +13,7 @@ from mmgen_jax.core.config import parse_arg
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), layout (ring or grid), steps, batch_size, seed."""
-    arg = parse_arg(arg, tiny=False, layout="ring", steps=14_000, batch_size=128, seed=0)
+    arg = parse_arg(arg, tiny=False, layout="ring", steps=14_000, batch_size=256, seed=0)
     steps, batch_size, width, waves, n = arg.steps, arg.batch_size, 128, 32, 10_000
     if arg.tiny:
         steps, batch_size, width, waves, n = 8, 16, 16, 4, 64
@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 name="text_to_image",
                 text=None,
                 # Neighbours in the noise go to different modes: without waves a generator is too smooth, and samples lie between.
-                generator=dict(name="mlp_gan", width=width, z_features=2, waves=waves, finest=0.05),
+                generator=dict(name="mlp_gan", width=width, z_features=2, waves=waves, finest=0.03),
                 # A mode is a hundredth of the whole: a discriminator without waves sees its direction and not its distance.
                 discriminator=dict(name="mlp_gan", width=width, waves=waves, finest=0.25),
                 loss=dict(name="non_saturating", penalty=dict(name="r1", weight=0.01)),

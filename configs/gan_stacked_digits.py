@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             task=dict(
                 name="text_to_image",
                 text=None,
-                generator=dict(name="dcgan", image_size=28, width=width),
+                generator=dict(name="dcgan", image_size=28, width=width, resize=True),
                 # The penalty is of one image, so that the discriminator takes no statistics over the batch.
                 discriminator=dict(name="dcgan", width=width, batch_norm=False),
                 loss=dict(name="non_saturating", penalty=dict(name="r1", weight=0.5, every=4)),
