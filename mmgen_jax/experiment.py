@@ -18,6 +18,8 @@ from mmgen_jax.core.state import State
 from mmgen_jax.data.pipeline import SHAPES, Pipeline
 from mmgen_jax.pretrained import load as pretrained
 
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+
 
 class WorkdirError(ValueError):
     """A workdir that belongs to another config; the message names the keys that differ, and the remedy."""
@@ -70,6 +72,9 @@ class Experiment:
         )
         self.abstract: State = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings: State = sharding.infer(self.abstract, self.layout)
+        best = config.checkpoint.get("best", "").partition("/")[0]
+        if best:
+            registry.choose(config.evals, best, "evaluation in checkpoint.best")
         self.evaluators = {name: self._evaluator(name, dict(spec)) for name, spec in config.evals.items()}
         self.judges = judges_lib.make(config.get("judges", {}), layout=self.layout, open_run=self._open_judge)
         if not finished:
@@ -126,23 +131,22 @@ class Experiment:
             # Renamed into place: no other process ever reads half a file.
             for name, write in (
                 (
-                    "config.json",
+                    CONFIG,
                     lambda p: p.write_text(config_lib.to_json(self.config) + "\n", encoding="utf-8"),
                 ),
-                ("tokenizer.json", self.pipeline.tokenizer.save),
+                (TOKENIZER, self.pipeline.tokenizer.save),
                 (SHAPES, self.pipeline.save_shapes),
             ):
                 part = self.workdir / f"{name}.part"
                 write(part)
                 part.replace(self.workdir / name)
 
-    def checkpointer(self) -> Checkpointer:
-        """The workdir's checkpoints; they must have been written with this run's tokenizer."""
-        return Checkpointer(
-            self.workdir / "checkpoints",
-            keep=self.config.checkpoint.keep,
-            facts={"tokenizer": self.pipeline.tokenizer.fingerprint},
-        )
+    def checkpointer(self, **more: Any) -> Checkpointer:
+        """The workdir's checkpoints; they must have been written with this run's tokenizer. `more`: see `Checkpointer`."""
+        options = {key: value for key, value in self.config.checkpoint.items() if key != "every"}
+        facts = {"tokenizer": self.pipeline.tokenizer.fingerprint}
+        directory = self.workdir / "checkpoints"
+        return registry.call(Checkpointer, options, "checkpoint", directory=directory, facts=facts, **more)
 
     def predictor(self, params: dict, variables: dict) -> judges_lib.Predictor:
         """`predict(name, batch) -> (predictions, batch)`: on the host, the rows of all processes on each, for evaluators."""
@@ -194,7 +198,7 @@ def load(
       FileNotFoundError, CheckpointError: nothing to load there; says what.
     """
     workdir = Path(workdir)
-    config = config_lib.load_json(workdir / "config.json")
+    config = config_lib.load_json(workdir / CONFIG)
     for key, value in (overrides or {}).items():
         try:
             config.update_from_flattened_dict({key: value})
@@ -218,7 +222,7 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict, override: bo
     Raises:
       WorkdirError: it was made by a config that differs, and override is false.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     changed = config_lib.differences(config_lib.load_json(path), config) if path.exists() else []
     if changed and not override:
         raise WorkdirError(

@@ -1,28 +1,27 @@
 """train(config, workdir): the one loop. It knows `state, metrics = step(state, batch)` and nothing of any task."""
 
-import signal
+import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
-from mmgen_jax.core import flops, parallel, sharding
+from mmgen_jax.core import flops, parallel, registry, sharding
 from mmgen_jax.core import metrics as metrics_lib
+from mmgen_jax.core.checkpoint import Checkpointer, NoCheckpoint
+from mmgen_jax.core.lock import Lock
 from mmgen_jax.core.state import State
 from mmgen_jax.core.writer import Writers
 from mmgen_jax.evaluate import print_table, run_evaluator
 from mmgen_jax.experiment import Experiment, check_workdir
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop, and has saved its state."""
+from mmgen_jax.signals import Interrupted, Signals
 
 
 def train(
@@ -30,14 +29,16 @@ def train(
     workdir: str | Path,
     *,
     override: bool = False,
+    step: int | None = None,
     console: Console | None = None,
 ) -> State:
-    """Train until `config.steps`, from the newest checkpoint where there is one.
+    """Train until `config.steps`, from the newest checkpoint that is whole, where there is one.
 
     Args:
       config: see configs/.
       workdir: gets config.json, metrics.jsonl, tokenizer.json, example.json, checkpoints/, figures/.
       override: go on in a workdir that a different config made.
+      step: go on from this checkpoint; newer ones are set aside.
       console: where to print.
 
     Returns:
@@ -45,70 +46,137 @@ def train(
 
     Raises:
       WorkdirError: the workdir belongs to a different config.
+      Locked: another process trains in the workdir.
+      CheckpointError: saving failed more often than `checkpoint.failures`, or `step` cannot be read.
       FloatingPointError: the loss is not finite; the last checkpoint stays.
       Interrupted: SIGINT or SIGTERM came; a checkpoint of the last step is saved. The same call goes on from it.
     """
-    workdir = Path(workdir)
+    workdir, console = Path(workdir), console or Console(quiet=jax.process_index() != 0)
     check_workdir(workdir, config, override)
     experiment = Experiment(config, workdir)
-    experiment.settle()
-    checkpointer = experiment.checkpointer()
-    if checkpointer.latest is None:
-        state, start = experiment.init(), 0
-    else:
-        state = checkpointer.restore(experiment.abstract, experiment.shardings)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    checkpointer = experiment.checkpointer(say=partial(say, style="yellow"))
+    with Lock(workdir), closing(checkpointer), Signals() as signals:
+        experiment.settle()
+        checkpointer.tidy()
+        state = _restore(experiment, checkpointer, step)
         start = int(state.step)
+        names = config.get("writers", ("jsonl",))
+        with Writers(workdir, names, config.steps, start, console) as writers:
+            size = sum(x.size for x in jax.tree.leaves(state.params))
+            say(f"{'resuming at step ' + str(start) if start else 'training'} in {workdir}: {size:,} parameters, "
+                f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)")  # fmt: skip
+            for report in experiment.reports:
+                say(str(report))
+            if start < config.steps:
+                state = _loop(experiment, checkpointer, state, writers, signals)
+            tables = {}
+            for name in experiment.evaluators:
+                tables[name] = signals.unless_stopped(
+                    partial(_evaluate, experiment, name, state, config.steps, writers, table=True)
+                )
+                if tables[name] is None:
+                    raise Interrupted(
+                        "Stopped after the last step, which is saved. The same command evaluates it."
+                    )
+    for name, (_, rows, signature) in tables.items():
+        print_table(name, rows, signature, console)
+    return state
+
+
+def _restore(experiment: Experiment, checkpointer: Checkpointer, step: int | None) -> State:
+    """The state to go on from: of the newest checkpoint that is whole, or of `step`; a new one where there is none."""
+    try:
+        return checkpointer.restore(experiment.abstract, experiment.shardings, step)
+    except NoCheckpoint:
+        if step is not None:
+            raise
+        return experiment.init()
+
+
+def _loop(
+    experiment: Experiment, checkpointer: Checkpointer, state: State, writers: Writers, signals: Signals
+) -> State:
+    """From the state to the last step, which is on the disk when this returns."""
+    config, start = experiment.config, int(state.step)
     batches = experiment.pipeline.train(start)
-    names = config.get("writers", ("jsonl",))
-    with (
-        closing(checkpointer),
-        Writers(workdir, names, config.steps, start, console) as writers,
-        _stop_signal(config.log_every) as stop,
-    ):
-        say = writers.console.print
-        size = sum(x.size for x in jax.tree.leaves(state.params))
-        say(f"{'resuming at step ' + str(start) if start else 'training'} in {workdir}: {size:,} parameters, "
-            f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)", highlight=False)  # fmt: skip
-        for report in experiment.reports:
-            say(str(report), highlight=False)
-        if start < config.steps:
-            batch = sharding.put_batch(next(batches), experiment.layout)
-            step_fn, step_flops = _compile(experiment, state, batch, say)
-            clock = Clock(config.data.batch_size, step_flops)
-        previous = None
-        for step in range(start + 1, config.steps + 1):
-            state, metrics = step_fn(state, batch)
-            # The device works on step n; meanwhile the numbers of step n - 1 are read and the next batch is fetched.
-            if previous is not None:
+
+    def fetch(wait: Callable[[Iterator], Any] = next) -> Any:
+        return sharding.put_batch(wait(batches), experiment.layout)
+
+    def prepare() -> tuple:
+        # A run that was stopped while it evaluated does the rest of that first.
+        scores = checkpointer.scores(start)
+        for name in _due(config, start) if start else ():
+            if not any(key.startswith(f"{name}/") for key in scores):
+                _evaluate(experiment, name, state, start, writers)
+        batch = fetch()
+        return batch, *_compile(experiment, state, batch, writers.console.print)
+
+    ready = signals.unless_stopped(prepare)
+    if ready is None:
+        raise Interrupted(f"Stopped before step {start + 1}: there is nothing new to save.")
+    batch, step_fn, step_flops = ready
+    clock = Clock(config.data.batch_size, step_flops)
+    previous = None
+    for step in range(start + 1, config.steps + 1):
+        state, metrics = step_fn(state, batch)
+        # The device works on step n; meanwhile the numbers of step n - 1 are read and the next batch is fetched.
+        if previous is not None:
+            _record(experiment, clock, previous, writers)
+        previous = step, metrics
+        last = step == config.steps
+        # From here on the state is whole, whatever is given up to save it.
+        if not last:
+            batch = signals.unless_stopped(lambda: fetch(clock.wait))
+        writers.progress(step)
+        evals = [] if last else _due(config, step)
+        scores: dict[str, float] = {}
+        if evals:
+            with clock.pause():
                 _record(experiment, clock, previous, writers)
-            previous = step, metrics
-            last = step == config.steps or stop(step)
-            if not last:
-                batch = sharding.put_batch(clock.wait(batches), experiment.layout)
-            writers.progress(step)
-            evals = _due(config, step)
-            if last or evals or step % config.checkpoint.every == 0:
-                with clock.pause():
+                previous = None
+                for name in evals:
+                    found = signals.unless_stopped(partial(_evaluate, experiment, name, state, step, writers))
+                    scores.update(found[0] if found else {})
+        asked = signals.asked(step)
+        scored = bool(evals and checkpointer.best) and parallel.any_process(_has(scores, checkpointer.best))
+        if last or scored or asked.save or asked.stop or step % config.checkpoint.every == 0:
+            with clock.pause():
+                if previous is not None:
                     _record(experiment, clock, previous, writers)
                     previous = None
-                    if last or step % config.checkpoint.every == 0:
-                        checkpointer.save(step, state)
-                    if not last:
-                        for name in evals:
-                            run_evaluator(experiment, name, state.eval_params, state.variables, step, writers)
-            if last and step < config.steps:
-                checkpointer.wait()
-                raise Interrupted(f"Stopped and saved at step {step}. The same command goes on from there.")
-        checkpointer.wait()
-        tables = {
-            name: run_evaluator(
-                experiment, name, state.eval_params, state.variables, config.steps, writers, table=True
-            )
-            for name in experiment.evaluators
-        }
-    for name, (rows, signature) in tables.items():
-        print_table(name, rows, signature, writers.console)
+                checkpointer.save(step, state, scores, wait=last or asked.stop)
+            if asked.save:
+                writers.console.print(f"step {step}: saved, because SIGUSR1 came", highlight=False)
+        if asked.stop and not last:
+            raise Interrupted(f"Stopped and saved at step {step}. The same command goes on from there.")
+    checkpointer.wait()
     return state
+
+
+def _has(scores: Mapping[str, float], best: str) -> bool:
+    """Whether the score by which the best checkpoint is chosen is there."""
+    evaluator = best.partition("/")[0]
+    own = [name for name in scores if name.startswith(f"{evaluator}/")]
+    if own and best not in own:
+        raise ValueError(f'checkpoint.best is "{best}".{registry.nearest(best, own)}')
+    return best in own
+
+
+def _evaluate(
+    experiment: Experiment, name: str, state: State, step: int, writers: Writers, table: bool = False
+) -> tuple[dict, dict, str]:
+    """Run one evaluator; a disk that takes none of its files costs its numbers, and not the run."""
+    try:
+        return run_evaluator(experiment, name, state.eval_params, state.variables, step, writers, table=table)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        writers.console.print(
+            f"step {step}: {name} could not write its files: {error.strerror}.", style="yellow"
+        )
+        return {}, {}, ""
 
 
 def _due(config: ml_collections.ConfigDict, step: int) -> list[str]:
@@ -198,32 +266,3 @@ def _record(experiment: Experiment, clock: Clock, previous: tuple[int, dict], wr
         advice = experiment.task.advise(step, report)
         if advice:
             writers.console.print(f"step {step}: {advice}", style="yellow", highlight=False)
-
-
-@contextmanager
-def _stop_signal(every: int) -> Iterator[Callable[[int], bool]]:
-    """A function that tells after each step whether SIGINT or SIGTERM has come; a second SIGINT stops at once.
-
-    Several processes must stop after the same step, whichever of them got the signal: they ask each other `every` steps.
-    """
-    came = []
-
-    def handle(number, frame):
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    def stop(step: int) -> bool:
-        if jax.process_count() == 1:
-            return bool(came)
-        return step % every == 0 and bool(multihost_utils.process_allgather(np.array(bool(came))).any())
-
-    try:
-        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: a notebook's worker; signals stay as they are
-        old = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -24,6 +24,7 @@ from mmgen_jax.core.step_folders import CheckpointError, Damaged
 __all__ = ["CheckpointError", "Checkpointer", "Damaged", "NoCheckpoint", "checksums", "read_tree"]
 
 REMEDY = "Take another one with --step, or none for the newest good one."
+OWN_FACTS = ("sealed", "scores", "checksums")  # what is written beside the caller's facts
 WRITE_LIMIT = 900  # seconds that a save may take, after which the other processes wait for it no longer
 
 
@@ -137,14 +138,24 @@ class Checkpointer:
         """The newest step that is there. All processes must ask."""
         return max(self.steps, default=None)
 
+    def scores(self, step: int) -> dict[str, float]:
+        """The scores that were saved with a step; none where it has none or is not there. All processes must ask."""
+        return parallel.from_first(lambda: step_folders.scores(self.directory).get(step, {}))
+
     # ------------------------------------------------------------------------------------------------------ writing
 
     def save(
-        self, step: int, state: State, scores: Mapping[str, float] | None = None, *, wait: bool = False
+        self,
+        step: int,
+        state: State | Mapping[str, Any],
+        scores: Mapping[str, float] | None = None,
+        *,
+        wait: bool = False,
     ) -> None:
         """Start to write `state`; returns before the disk is done. A step that is already there stays.
 
         Args:
+          state: a State, or some of its fields by name.
           scores: {name: value} of this step's evaluations; kept beside the state, for `best`.
           wait: return once it is on the disk; what fails is tried again, for the next state may never come.
 
@@ -157,8 +168,8 @@ class Checkpointer:
             time.sleep(min(2.0**self._failed, 60.0))
             self._start(step, state, scores)
 
-    def _start(self, step: int, state: State, scores: Mapping[str, float] | None) -> None:
-        tree = _keys_to_data(_as_dict(state))
+    def _start(self, step: int, state: State | Mapping[str, Any], scores: Mapping[str, float] | None) -> None:
+        tree = _keys_to_data(_as_dict(state) if isinstance(state, State) else dict(state))
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
         there, problem = parallel.from_first(lambda: self._prepare(step, size))
         if there:
@@ -345,6 +356,7 @@ class Checkpointer:
 
         parallel.from_first(tell)
         if tree is None:
+            self.say(f"No checkpoint under {self.directory} is whole.")
             raise NoCheckpoint(f"No checkpoint under {self.directory} is whole.")
         rng = jax.random.wrap_key_data(tree["rng"])
         return State(**{**tree, "rng": jax.device_put(rng, shardings.rng)})
@@ -358,11 +370,14 @@ class Checkpointer:
         """
         fields = ("params", "variables", *["ema"] * average)
         tree, places = ({name: getattr(s, name) for name in fields} for s in (abstract, shardings))
-        tree, step = self._newest_whole(lambda step: self._read(tree, places, step), step)
+        # What was made for evaluation alone has the average in the parameters' place.
+        tree, step = self._newest_whole(lambda step: self._read(tree, places, step, optional=("ema",)), step)
         return {**tree["params"], **tree.get("ema", {})}, tree["variables"], step
 
-    def restore_arrays(self, step: int | None = None) -> tuple[dict, dict, int, dict]:
-        """Read what evaluation needs of any run's state, without knowing its shapes.
+    def restore_arrays(
+        self, step: int | None = None, *, average: bool = True
+    ) -> tuple[dict, dict, int, dict]:
+        """Read what evaluation needs of any run's state, without knowing its shapes; see `restore_for_eval`.
 
         Returns:
           (params or their average, variables, step, the facts written beside them), as numpy arrays.
@@ -370,11 +385,11 @@ class Checkpointer:
 
         def read(step):
             facts = self._facts(step)
-            fields = ("params", "variables", "ema")
+            fields = ("params", "variables", *["ema"] * average)
             return read_tree(self.directory / str(step), fields, facts.get("checksums", {})), facts
 
         (tree, facts), step = self._newest_whole(read, step)
-        return {**tree["params"], **tree["ema"]}, tree["variables"], step, facts
+        return {**tree["params"], **tree.get("ema", {})}, tree["variables"], step, facts
 
     def _newest(self, read: Callable[[int], Any], step: int | None) -> tuple[Any, int, dict[int, str]]:
         """What `read` gives of a step, or of the newest that is not damaged. -> (None if none, step, {damaged: why})."""
@@ -441,10 +456,13 @@ class Checkpointer:
 
         return parallel.from_first(look)
 
-    def _read(self, abstract: Any, shardings: Any, step: int) -> Any:
+    def _read(self, abstract: dict, shardings: dict, step: int, optional: tuple[str, ...] = ()) -> dict:
+        """Read the fields of a State that `abstract` has; those of `optional` only if they were written."""
         where, facts = self.directory / str(step), self._facts(step)
         reader = _reader()
         metadata = self._together(where, lambda: _metadata(reader, where))
+        fields = [name for name in abstract if name in metadata or name not in optional]
+        abstract, shardings = ({name: tree[name] for name in fields} for tree in (abstract, shardings))
         self._compare(metadata, abstract, where)
         target = jax.tree.map(_abstract_data, abstract, shardings)
         places = ocp.checkpoint_utils.construct_restore_args(target)
