@@ -11,6 +11,7 @@ import numpy as np
 
 from mmgen_jax import judges as judges_lib
 from mmgen_jax.core import config as config_lib
+from mmgen_jax.core import guard as guard_lib
 from mmgen_jax.core import optimizer as optimizer_lib
 from mmgen_jax.core import parallel, registry, sharding
 from mmgen_jax.core.checkpoint import Checkpointer
@@ -37,6 +38,7 @@ class Experiment:
       layout: mesh, mode and sharding rules.
       pipeline: the training data and the tokenizer.
       task: the network with its objective.
+      guard, train_step: when a training step is left out, and the step that leaves it out.
       judges: the other models that evaluators may ask, opened when they are.
       abstract, shardings: the State's shapes, and where each array lives.
       reports: what `init` took from the weights of other models.
@@ -70,6 +72,8 @@ class Experiment:
             layout=self.layout,
             context=self.pipeline.context,
         )
+        self.guard = registry.call(guard_lib.Guard, config.get("guard", {}), "guard")
+        self.train_step = guard_lib.guarded(self.task.train_step, self.guard)
         self.abstract: State = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings: State = sharding.infer(self.abstract, self.layout)
         best = config.checkpoint.get("best", "").partition("/")[0]

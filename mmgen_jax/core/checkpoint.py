@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import sys
@@ -21,9 +22,19 @@ from mmgen_jax.core.optimizer import path_name
 from mmgen_jax.core.state import State
 from mmgen_jax.core.step_folders import CheckpointError, Damaged
 
-__all__ = ["CheckpointError", "Checkpointer", "Damaged", "NoCheckpoint", "checksums", "read_tree"]
+__all__ = [
+    "CheckpointError",
+    "Checkpointer",
+    "Damaged",
+    "NoCheckpoint",
+    "checksums",
+    "first_bad",
+    "read_tree",
+]
 
 REMEDY = "Take another one with --step, or none for the newest good one."
+# Fields of a State that earlier versions did not have; zeros stand for them.
+ADDED = ("guard",)
 OWN_FACTS = ("sealed", "scores", "checksums")  # what is written beside the caller's facts
 WRITE_LIMIT = 900  # seconds that a save may take, after which the other processes wait for it no longer
 
@@ -69,15 +80,35 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits * (place * jnp.uint32(2) + jnp.uint32(1)), dtype=jnp.uint32)
 
 
-@jax.jit
-def _all_checksums(tree: Any) -> Any:
-    return jax.tree.map(_checksum, tree)
+def _is_finite(x: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(True)
+
+
+@functools.cache
+def _look() -> Callable[[Any], Any]:
+    """One program for both questions, and on a CPU one that compiles fast: it is small beside a training step."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    look = lambda tree: jax.tree.map(lambda x: {"sum": _checksum(x), "finite": _is_finite(x)}, tree)
+    return jax.jit(look, compiler_options=options)
+
+
+def _seen(tree: Any, what: str) -> dict[str, Any]:
+    found = jax.tree_util.tree_leaves_with_path(jax.device_get(_look()(tree)))
+    return {path_name(path[:-1]): value for path, value in found if path[-1].key == what}
 
 
 def checksums(tree: Any) -> dict[str, int]:
     """{path: checksum} of every array: a flipped bit, which Orbax does not notice, and other weights show in it."""
-    sums = jax.device_get(_all_checksums(tree))
-    return {path_name(path): int(value) for path, value in jax.tree_util.tree_leaves_with_path(sums)}
+    return {name: int(value) for name, value in _seen(tree, "sum").items()}
+
+
+def first_bad(state: State) -> str | None:
+    """The path of the first of a state's arrays that has a number which is not finite; None where all are."""
+    finite = _seen(_keys_to_data(_as_dict(state)), "finite")
+    bad = [name for name, fine in finite.items() if not fine]
+    order = ("params", "variables", "opt_state", "ema")
+    bad = [name for name in bad if name.partition("/")[0] in order]
+    return min(bad, key=lambda name: order.index(name.partition("/")[0]), default=None)
 
 
 def _brief(error: BaseException) -> str:
@@ -307,6 +338,10 @@ class Checkpointer:
         except OSError as error:
             self.say(f"{folder} {why}, and cannot be renamed ({step_folders.why(error)}); it is left out.")
 
+    def set_aside(self, step: int, why: str) -> None:
+        """Rename a step that is of no use, and say so. Only for who trains in the workdir; all processes must ask."""
+        parallel.from_first(lambda: self._move(self.directory / str(step), why))
+
     def tidy(self) -> None:
         """Clear up after a process that died, and say so. Only for who trains in the workdir."""
 
@@ -336,8 +371,11 @@ class Checkpointer:
           CheckpointError: other facts, other arrays (says which), or with `step` damaged.
         """
 
+        self.settle()
+        shapes, places = _as_dict(abstract), _as_dict(shardings)
+
         def read(step):
-            tree = self._read(_as_dict(abstract), _as_dict(shardings), step)
+            tree = self._read(shapes, places, step, optional=ADDED)
             if int(tree["step"]) != step:
                 raise Damaged(f"{self.directory / str(step)} is damaged (it holds step {int(tree['step'])}).")
             return tree
@@ -358,6 +396,9 @@ class Checkpointer:
         if tree is None:
             self.say(f"No checkpoint under {self.directory} is whole.")
             raise NoCheckpoint(f"No checkpoint under {self.directory} is whole.")
+        for name in shapes.keys() - tree.keys():
+            zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes[name])
+            tree[name] = jax.jit(zeros, out_shardings=places[name])()
         rng = jax.random.wrap_key_data(tree["rng"])
         return State(**{**tree, "rng": jax.device_put(rng, shardings.rng)})
 

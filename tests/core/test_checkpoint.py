@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mmgen_jax.core import sharding, step_folders
-from mmgen_jax.core.checkpoint import Checkpointer, CheckpointError, NoCheckpoint
+from mmgen_jax.core.checkpoint import Checkpointer, CheckpointError, NoCheckpoint, first_bad
 from mmgen_jax.core.state import State
 
 FACTS = {"tokenizer": "abc"}
@@ -370,6 +370,13 @@ def test_the_checksum_sees_every_bit_and_no_sharding(state):
         bits[5, 3] ^= np.uint32(1 << bit)
         assert int(_checksum(jnp.asarray(bits.view(np.float32)))) != whole
     assert int(_checksum(jnp.asarray(x[::-1]))) != whole
+
+
+def test_the_first_bad_tensor_of_a_state(state):
+    assert first_bad(state) is None
+    bad = {"model": {**state.params["model"], "bias": jnp.arange(7.0).at[3].set(jnp.nan)}}
+    assert first_bad(state.replace(ema=bad, opt_state=bad)) == "opt_state/model/bias"
+    assert first_bad(state.replace(ema=bad, params=bad)) == "params/model/bias"
 
 
 if __name__ == "__main__":  # inside the small file system of `test_a_disk_that_is_really_full`
