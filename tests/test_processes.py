@@ -31,6 +31,9 @@ def get_config(arg=None):
     config.steps, config.log_every = 2, 1
     if arg == "long":
         config.steps, config.evals = 100000, {{}}
+    if arg == "wild":
+        config.steps, config.evals, config.optimizer.learning_rate = 6, {{}}, 1e30
+        config.guard = dict(in_a_row=2, then="stop")
     return config
 """
 
@@ -256,6 +259,16 @@ def test_a_signal_to_one_stops_both(folder, script_env):
     assert f"resuming at step {older} " in "".join(said)
     assert (checkpoints / f"{saved}.aside").is_dir()
     assert int(state_of(folder / "stopped").step) > older
+
+
+def test_steps_that_are_not_finite_are_left_out_on_both(folder, script_env):
+    """Both stop at the same step, and the log has the examples of the whole batch."""
+    processes = start_two(folder, "wild", script_env, ":wild")
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    assert all("at step 3, the last of 2 steps in a row that were left out" in said for _, said in outputs)
+    entries = [json.loads(line) for line in (folder / "wild" / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["step"], len(set(entry["examples"]))) for entry in entries] == [(2, 8), (3, 8)]
 
 
 def test_flags_that_belong_together(folder, script_env):
