@@ -83,17 +83,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                     init_from="",
                     train=True,
                 ),
-                generator=dict(name="dcgan", image_size=28, width=width, resize=True),
-                # Batch statistics would let go of all variety; the penalty, which keeps it, is of one image.
-                discriminator=dict(
-                    name="dcgan", width=width, condition="replicate", unconditional=True, batch_norm=False
-                ),
-                loss=dict(
-                    name="non_saturating",
-                    matching=1.0,
-                    mismatches=4,
-                    penalty=dict(name="r1", weight=0.1, every=4),
-                ),
+                generator=dict(name="dcgan", image_size=28, width=width),
+                discriminator=dict(name="dcgan", width=width, condition="replicate"),
+                loss=dict(name="non_saturating", matching=1.0),
             ),
             data=dict(
                 source=clothing("but 1/10"),
@@ -103,9 +95,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             optimizer=dict(
                 name="adamw",
-                learning_rate=5e-4,
-                schedule="trapezoid",
-                options=dict(b1=0.0, b2=0.99),
+                learning_rate=4e-4,
+                schedule="linear",
+                options=dict(b1=0.5),
                 networks=dict(generator=dict(ema=0.999)),
             ),
             judges={} if arg.tiny else dict(reader=dict(name="run", workdir=arg.reader)),

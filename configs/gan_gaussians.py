@@ -17,6 +17,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     steps, batch_size, width, waves, n = arg.steps, arg.batch_size, 128, 32, 10_000
     if arg.tiny:
         steps, batch_size, width, waves, n = 8, 16, 16, 4, 64
+    # The more modes, the shorter the way in the noise from one to the next.
+    finest = 0.03 if arg.layout == "grid" else 0.1
     points = dict(name="gaussians", layout=arg.layout)
     return ml_collections.ConfigDict(
         dict(
@@ -26,7 +28,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 name="text_to_image",
                 text=None,
                 # Neighbours in the noise go to different modes: without waves a generator is too smooth, and samples lie between.
-                generator=dict(name="mlp_gan", width=width, z_features=2, waves=waves, finest=0.03),
+                generator=dict(name="mlp_gan", width=width, z_features=2, waves=waves, finest=finest),
                 # A mode is a hundredth of the whole: a discriminator without waves sees its direction and not its distance.
                 discriminator=dict(name="mlp_gan", width=width, waves=waves, finest=0.25),
                 loss=dict(name="non_saturating", penalty=dict(name="r1", weight=0.01)),

@@ -55,12 +55,12 @@ class DcganGenerator(nn.Module):
 
     Attributes:
       image_size: side in pixels: 4 or 7 times a power of two.
-      width: features of the last hidden grid, half of the one before, and so on (ngf).
+      width: features of the grid of half the image's size, half of the one before, and so on (ngf).
       channels: of the image.
       z_features: Z, of the noise.
       text_features: what a sentence is projected to.
-      resize: each doubling copies a pixel to 2x2 and is followed by a 3x3 convolution, in place of the transposed 4x4 one (Odena et
-        al., Deconvolution and Checkerboard Artifacts, 2016), and the image is drawn from a hidden grid of its own size.
+      resize: each doubling copies a pixel to 2x2, for a 3x3 convolution in place of the transposed 4x4 one (Odena et al.,
+        Deconvolution and Checkerboard Artifacts, 2016), and the image is drawn from a hidden grid of its own size.
       dtype: of the computation; parameters, batch statistics and images are float32.
       axis_name: mapped axis over which batch statistics are averaged, in the per-device mode; else None.
     """
