@@ -17,14 +17,15 @@ MAX_LEN = 23  # the grammar's longest caption has 22 words; the end is one more
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), steps, batch_size."""
-    arg = parse_arg(arg, tiny=False, steps=1900, batch_size=64)
+    """Arguments: tiny (seconds, for tests), matcher (a small one that leads configs/dcgan_scenes.py: 32 pixels, with noise),
+    steps, batch_size."""
+    arg = parse_arg(arg, tiny=False, matcher=False, steps=1900, batch_size=64)
     steps, batch_size, size, length = arg.steps, arg.batch_size, 64, 1000
     # Seven captions in a thousand lose their last words in training; the others are a sixth cheaper to learn from.
     cut = 19
     if arg.tiny:
         steps, batch_size, size, length, cut = 8, 8, 32, 16, MAX_LEN
-    encoder = dict(name="convnet")
+    encoder, pictures = dict(name="convnet"), {}
     decoder = dict(
         name="rnn",
         features=256,
@@ -38,8 +39,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         encoder.update(widths=(8, 16))
         decoder.update(features=32, embed_features=16, attention_features=16)
 
+    if arg.matcher:
+        size, cut = 32, MAX_LEN
+        encoder.update(widths=(64, 128))
+        pictures = dict(noise=0.12)
+
     def scenes(split, **more):
-        return dict(name="scenes", split=split, size=size, **more)
+        return dict(name="scenes", split=split, size=size, **pictures, **more)
 
     def evaluation(name, split, **more):
         transforms = f"caption(max_len={MAX_LEN}, per_image=5, which='first')"
@@ -63,7 +69,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 decode=dict(max_len=MAX_LEN, beam=5),
             ),
             data=dict(
-                source=scenes("train"),
+                source=scenes("train", minimal_pairs=arg.matcher),
                 transforms=f"caption(max_len={cut}, per_image=2)",
                 batch_size=batch_size,
                 tokenizer=dict(name="words", min_count=1, examples=2000),
