@@ -31,7 +31,7 @@ UPDATES = ("alternating", "simultaneous")
 
 NEXT = """
 Next:
-  python scripts/generate.py --workdir {workdir} "a small red circle above a large blue square" --n 8 --out samples/
+  python scripts/generate.py --workdir {workdir} --n 8 --out samples/    # its own captions; or name yours: "a red circle"
   python scripts/evaluate.py --workdir {workdir}      # the scores again, or with --split another data set's
   ls {workdir}/figures                                # a picture of the same captions and noise at each evaluation
 """
