@@ -17,7 +17,7 @@ MAX_LEN = 23  # the grammar's longest caption has 22 words; the end is one more
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), matcher (a small one that leads configs/dcgan_scenes.py: 32 pixels, with noise),
+    """Arguments: tiny (seconds, for tests), matcher (a small one that leads configs/dcgan_scenes.py, for 32 pixels),
     steps, batch_size."""
     arg = parse_arg(arg, tiny=False, matcher=False, steps=1900, batch_size=64)
     steps, batch_size, size, length = arg.steps, arg.batch_size, 64, 1000
@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     cut = 19
     if arg.tiny:
         steps, batch_size, size, length, cut = 8, 8, 32, 16, MAX_LEN
-    encoder, pictures = dict(name="convnet"), {}
+    encoder = dict(name="convnet")
     decoder = dict(
         name="rnn",
         features=256,
@@ -42,10 +42,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg.matcher:
         size, cut = 32, MAX_LEN
         encoder.update(widths=(64, 128))
-        pictures = dict(noise=0.12)
 
     def scenes(split, **more):
-        return dict(name="scenes", split=split, size=size, **pictures, **more)
+        return dict(name="scenes", split=split, size=size, **more)
 
     def evaluation(name, split, **more):
         transforms = f"caption(max_len={MAX_LEN}, per_image=5, which='first')"

@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         matcher="runs/damsm_scenes",
         captioner="runs/captioner_scenes_32",
         reader="runs/classifier_scenes",
-        steps=7500,
+        steps=8000,
         batch_size=64,
     )
     steps, batch_size, size, n, width = arg.steps, arg.batch_size, 32, 1000, 32
@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     evals = dict(samples=dict(name="samples", **drawn("test"), every=max(steps // 16, 1)))
     if not arg.tiny:
         evals |= dict(
-            val=dict(name="reading", **drawn("val"), every=steps // 15),
+            val=dict(name="reading", **drawn("val"), every=steps // 16),
             # Captions of scenes with one object; those of more are in `test` and `unseen`, by the objects that they name.
             one=dict(name="reading", **drawn("test") | dict(source=scenes("test", length=n, max_objects=1))),
             test=dict(name="reading", **drawn("test")),
@@ -58,8 +58,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         matchers["damsm"] = dict(like.task.model, weight=5.0, init_from=arg.matcher, loss=like.task.loss)
     if arg.captioner:
         reads = sibling(__file__, "captioner_scenes")("matcher")
-        noise = 2 * reads.data.source.noise  # from -1 to 1 is twice as far as from 0 to 1
-        matchers["captioning"] = dict(reads.task.model, weight=1.0, noise=noise, init_from=arg.captioner)
+        matchers["captioning"] = dict(reads.task.model, weight=1.0, init_from=arg.captioner)
     return ml_collections.ConfigDict(
         dict(
             seed=0,

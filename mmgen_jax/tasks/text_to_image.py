@@ -96,21 +96,6 @@ class Noise(NamedTuple):
     half_life: float
 
 
-class Lead(NamedTuple):
-    """A frozen matcher and how it leads the generator.
-
-    Attributes:
-      weight: of its losses.
-      noise: standard deviation of noise on what it sees, in units of images from -1 to 1, for a matcher that was trained on noisy
-        images. What pleases it then is a shape, not a pattern too fine to see: gradients of models that stand noise point to
-        what people see (Santurkar et al., 2019; Kaur et al., 2019).
-    """
-
-    matcher: Matcher
-    weight: float
-    noise: float = 0.0
-
-
 class Watch(NamedTuple):
     """When to look for a collapse, and what to do.
 
@@ -138,7 +123,7 @@ class TextToImage(Task):
       generator, discriminator: `name` of a file in nn/ (dcgan, resnet_gan, stackgan, attngan, mlp_gan) and its fields; the
         generator's `init_from` says which run it starts from.
       matchers: finished runs that tell the generator how well images show their texts, by their task: {"damsm": {"weight":
-        AttnGAN's lambda, "init_from": the run's folder, and the model of its config}, "captioning": ...}; see `Lead`. They
+        AttnGAN's lambda, "init_from": the run's folder, and the model of its config}, "captioning": ...}. They
         stand in the State as "damsm_matcher" and so on, frozen.
       loss: see `Loss`.
       update: "alternating": the generator answers to the discriminator after its update, as in the paper; "simultaneous": to the
@@ -186,11 +171,12 @@ class TextToImage(Task):
         self.generator = _network("make_generator", generator, make)
         self.discriminator = _network("make_discriminator", discriminator, make)
         self._loss = registry.call(Loss, loss, "task.loss")
-        self._leads = {
-            f"{name}_matcher": self._lead(name, spec, context["tokenizer"], dtype)
+        # {network: (its weight, the matcher)}
+        self._matchers = {
+            f"{name}_matcher": self._matcher(name, spec, context["tokenizer"], dtype)
             for name, spec in (matchers or {}).items()
         }
-        if self._leads and not self.text:
+        if self._matchers and not self.text:
             raise ValueError("task.matchers say how well images show their texts: they need a task.text.")
         self._objective = registry.choose(adversarial.OBJECTIVES, self._loss.name, "adversarial loss")
         self._penalty = None
@@ -220,7 +206,9 @@ class TextToImage(Task):
         )
         return TextEncoder(tower, pool)
 
-    def _lead(self, name: str, spec: Mapping[str, Any], tokenizer: Any, dtype: Any) -> Lead:
+    def _matcher(
+        self, name: str, spec: Mapping[str, Any], tokenizer: Any, dtype: Any
+    ) -> tuple[float, Matcher]:
         module, where = registry.lookup("tasks", name), f"task.matchers.{name}"
         if not hasattr(module, "make_matcher"):
             raise ValueError(
@@ -234,12 +222,11 @@ class TextToImage(Task):
             )
         self.init_from.update(found)
         self.frozen |= {f"{name}_matcher"}
-        options = {key: spec.pop(key) for key in ("weight", "noise") if key in spec}
-        matcher = module.make_matcher(tokenizer=tokenizer, dtype=dtype, **spec)
-        return registry.call(Lead, options, where, matcher=matcher)
+        weight = spec.pop("weight", 1.0)
+        return weight, module.make_matcher(tokenizer=tokenizer, dtype=dtype, **spec)
 
     def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
-        keys = jax.random.split(rng, 4 + len(self._leads))
+        keys = jax.random.split(rng, 4 + len(self._matchers))
         networks, text = {}, None
         if self.text:
             if "tokens" not in batch:
@@ -259,8 +246,8 @@ class TextToImage(Task):
                 f"The generator draws {list(images[-1].shape[1:])} and the data's images are {list(batch['image'].shape[1:])}: "
                 "set image_size in task.generator and task.discriminator, or the size in data.transforms."
             )
-        for (name, lead), key in zip(self._leads.items(), keys[4:], strict=True):
-            networks[name] = lead.matcher.init(key, batch["image"], batch["tokens"])
+        for (name, (_, matcher)), key in zip(self._matchers.items(), keys[4:], strict=True):
+            networks[name] = matcher.init(key, batch["image"], batch["tokens"])
         networks["discriminator"] = self.discriminator.init(keys[3], images, text, train=False)
         return networks
 
@@ -289,7 +276,7 @@ class TextToImage(Task):
         self, state: State, batch: Batch, rng: jax.Array, with_generator: bool
     ) -> tuple[State, Metrics]:
         """Update the discriminator, and the generator where asked; each network runs forward once where that is enough."""
-        noise_key, halfway_key, augment_key, penalty_key, watch_key, match_key = jax.random.split(rng, 6)
+        noise_key, halfway_key, augment_key, penalty_key, watch_key = jax.random.split(rng, 5)
         params, variables, weight = state.params, dict(state.variables), batch["mask"]
         real_images = self._real(batch["image"])
         text, pull_text = None, None
@@ -397,9 +384,9 @@ class TextToImage(Task):
 
         def generator_loss(after, generated):
             losses = self._generator_loss(after, real, generated, weights)
-            matches = self._match(state, batch, generated, match_key)
+            matches = self._match(state, batch, generated)
             for name, match in matches.items():
-                losses = losses.at[: len(weight)].add(self._leads[name].weight * match)
+                losses = losses.at[: len(weight)].add(self._matchers[name][0] * match)
             matches = {name: Mean.of(match, weight) for name, match in matches.items()}
             return jnp.sum(jnp.where(weights > 0, losses, 0.0) * weights), (losses, matches)
 
@@ -531,27 +518,22 @@ class TextToImage(Task):
             losses += self._loss.kl * adversarial.kl(**generated.statistics)
         return losses
 
-    def _match(
-        self, state: State, batch: Batch, generated: Generated, rng: jax.Array
-    ) -> dict[str, jax.Array]:
+    def _match(self, state: State, batch: Batch, generated: Generated) -> dict[str, jax.Array]:
         """Each frozen matcher's losses of what was drawn with the texts that were asked for. {name: [B]}"""
-        if not self._leads:
+        if not self._matchers:
             return {}
         tokens, image = batch["tokens"][:, 0], generated.images[-1][: len(batch["mask"])]
         ids = {"weight": batch["mask"], "image_id": batch["index"], "text_id": text_ids(tokens)}
-        noise = self._normal(rng, image.shape)
 
         def on_rows(rows, variables, axis):
-            image, noise, tokens, ids = rows
+            image, tokens, ids = rows
             return {
-                name: lead.matcher.losses(
-                    variables[name], image + lead.noise * noise, tokens, **ids, axis=axis
-                )
-                for name, lead in self._leads.items()
+                name: matcher.losses(variables[name], image, tokens, **ids, axis=axis)
+                for name, (_, matcher) in self._matchers.items()
             }
 
-        variables = {name: {"params": state.params[name], **state.variables[name]} for name in self._leads}
-        return parallel.by_rows(on_rows, self.layout)((image, noise, tokens, ids), variables)
+        variables = {name: {"params": state.params[name], **state.variables[name]} for name in self._matchers}
+        return parallel.by_rows(on_rows, self.layout)((image, tokens, ids), variables)
 
     def _penalty_gradient(self, params, variables, reals, fakes, text, weight, rng):
         """-> (gradient of the penalty, summed over the rows, its mean over those where it is taken)."""
