@@ -9,7 +9,7 @@ import optax
 from einops import rearrange
 
 from mmgen_jax.core import metrics as metrics_lib
-from mmgen_jax.core import parallel
+from mmgen_jax.core import parallel, sharding
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.core.optimizer import Optimizer
 from mmgen_jax.core.sharding import Layout
@@ -125,7 +125,9 @@ class Task:
 
             def body(loop, inputs):
                 index, part = inputs
-                variables, (grads, metrics) = of(loop[0], part, jax.random.fold_in(rng, index))
+                variables, (grads, metrics) = of(
+                    loop[0], sharding.keep_rows(part), jax.random.fold_in(rng, index)
+                )
                 return (
                     variables,
                     jax.tree.map(jnp.add, loop[1], grads),
