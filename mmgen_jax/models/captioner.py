@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mmgen_jax.core import sharding
 from mmgen_jax.nn import attention, pixels, rnn
 from mmgen_jax.nn.norm import LayerNorm
 from mmgen_jax.nn.transformer import DecoderBlock
@@ -219,10 +218,10 @@ class RnnDecoder(nn.Module):
         scan, which keeps hidden states and contexts only.
         """
         w = memory["weights"]
-        words, shares = sharding.keep_rows(self._embed(w, rearrange(tokens, "n t -> t n"), train), axis=1)
+        words, shares = self._embed(w, rearrange(tokens, "n t -> t n"), train)
 
         def body(carry, share):
-            carry, context, weights = self._word(memory, *sharding.keep_rows((share, carry)))
+            carry, context, weights = self._word(memory, share, carry)
             return carry, (carry["hidden"], context, weights)
 
         carry = self.start(memory, len(tokens), tokens.shape[1])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from mmgen_jax.core import registry, sharding
+from mmgen_jax.core import registry
 from mmgen_jax.nn import rnn, text_pooling
 
 # What a pool takes: states [B, T, D], the final ones [B, D], lengths [B].
@@ -53,7 +53,7 @@ class Direction(nn.Module):
         inputs = x @ kernel + bias[None, None]  # of all words at once
 
         def step(carry: tuple[jax.Array, ...], word: tuple[jax.Array, jax.Array]):
-            (inputs, text), carry = sharding.keep_rows((word, carry))
+            inputs, text = word
             if self.cell == "lstm":
                 hidden, cell = carry
                 new = rnn.lstm(inputs + hidden @ recurrent, cell)

@@ -136,7 +136,7 @@ def stack(
         in_axes=(0, nn.broadcast),
         length=depth,
     )
-    blocks = EncoderBlock(**fields, drop_path=drop_path, name="blocks")
+    blocks = EncoderBlock(**fields, drop_path=drop_path, name=sharding.STACKED)
     return loop(blocks, x, jnp.asarray(shares, jnp.float32), mask)[0]
 
 

@@ -104,6 +104,7 @@ class Task:
 
         def summed(params, variables, batch, rng):
             # Weighted before it is differentiated: batch statistics carry gradients from one device to another.
+            params = sharding.gathered(params, self.layout)
             loss, (metrics, variables) = self.loss(params, variables, batch, rng, step)
             return loss * jax.lax.stop_gradient(metrics["loss"].count), (metrics, variables)
 
@@ -125,9 +126,7 @@ class Task:
 
             def body(loop, inputs):
                 index, part = inputs
-                variables, (grads, metrics) = of(
-                    loop[0], sharding.keep_rows(part), jax.random.fold_in(rng, index)
-                )
+                variables, (grads, metrics) = of(loop[0], part, jax.random.fold_in(rng, index))
                 return (
                     variables,
                     jax.tree.map(jnp.add, loop[1], grads),

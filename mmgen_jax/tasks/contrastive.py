@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mmgen_jax.core import parallel, registry, sharding
+from mmgen_jax.core import parallel, registry
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.core.optimizer import Optimizer
 from mmgen_jax.core.sharding import Layout
@@ -197,7 +197,6 @@ class Contrastive(Task):
 
         def embed(variables, inputs):
             index, part = inputs
-            part = sharding.keep_rows(part)
             (image, text), variables = self.model.apply(
                 {"params": params, **variables},
                 part["image"],
