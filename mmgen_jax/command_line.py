@@ -95,14 +95,14 @@ def tell(main: Callable[[], Any]) -> int:
     """Run `main`; an error that this package raised on purpose becomes its message, any other keeps its traceback.
 
     Returns:
-      The exit status: 0, 1 after an error, 130 after Ctrl-C.
+      The exit status: 0, 1 after an error, 130 after Ctrl-C, 75 where a run was told to stop and saved first.
     """
     try:
         main()
         return 0
     except KeyboardInterrupt as stop:
         print(f"\n{stop or 'Interrupted.'}", file=sys.stderr)
-        return 130
+        return getattr(stop, "status", 130)
     except Exception as error:
         if not _ours(error):
             raise

@@ -307,7 +307,7 @@ def make(
         "average": _bytes(state.ema, shardings.ema),
     }
     batch_bytes = _bytes(batch, dict.fromkeys(batch, layout.batch))
-    traced = parallel.compile_step(experiment.task.train_step, layout, shardings).trace(state, batch)
+    traced = parallel.compile_step(experiment.train_step, layout, shardings).trace(state, batch)
     device = found[0].device_kind
     chip = CHIPS.get(device)
     compiled, needed = _compile(traced)

@@ -6,6 +6,10 @@
 --config.KEY=VALUE      change one value: --config.optimizer.learning_rate=1e-3 --config.data.batch_size=32
 --workdir DIR           gets config.json, metrics.jsonl, checkpoints/, figures/; the same command again resumes
 --override              go on in a workdir that was made by a different config
+--step N                go on from checkpoint N, not from the newest good one; newer ones are set aside
+
+SIGTERM or Ctrl-C saves at the end of the step and stops with status 75: the same command goes on (a scheduler may run
+it again). Ctrl-C twice stops at once, with status 130. SIGUSR1 saves and goes on. On Slurm: --signal=TERM@120.
 
 Several machines: on TPU, Slurm and GKE add --distributed; elsewhere also
 --coordinator HOST:PORT --num_processes N --process_id I, the same command on each.
@@ -21,6 +25,7 @@ from mmgen_jax.command_line import parse_flags, start_jax, tell
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:args].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 OVERRIDE = flags.DEFINE_bool("override", False, "Go on in a workdir that a different config made.")
+STEP = flags.DEFINE_integer("step", None, "Go on from this checkpoint; newer ones are set aside.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, found by JAX (TPU, Slurm, GKE)."
 )
@@ -40,7 +45,7 @@ def main(argv: list[str]) -> None:
         from mmgen_jax.core import registry
         from mmgen_jax.train import train
 
-        train(CONFIG.value, WORKDIR.value, override=OVERRIDE.value)
+        train(CONFIG.value, WORKDIR.value, override=OVERRIDE.value, step=STEP.value)
         if jax.process_index() == 0:
             print(registry.lookup("tasks", CONFIG.value.task.name).NEXT.format(workdir=WORKDIR.value))
 

@@ -18,7 +18,18 @@ LAYERS = (
     ("models",),
     ("tasks", "evaluators", "pretrained", "figures"),
     ("experiment", "judges"),
-    ("train", "evaluate", "caption", "generate", "search", "image_files", "plan"),
+    (
+        "train",
+        "signals",
+        "left_out",
+        "evaluate",
+        "caption",
+        "generate",
+        "search",
+        "image_files",
+        "plan",
+        "checkpoints",
+    ),
     ("command_line",),
 )
 PEERS = ({"tasks", "evaluators"}, {"data", "nn"}, {"data", "losses"}, {"nn", "losses"}, {"scores", "nn"})

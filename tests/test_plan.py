@@ -100,7 +100,7 @@ def gathered_rows(config, monkeypatch) -> list[hlo.Collective]:
     config.mesh = {"data": 2, "fsdp": 4, "tensor": 1, "min_mb": 0.0}
     layout = sharding.make(**config.mesh)
     experiment, _ = plan.build(config, layout)
-    step = parallel.compile_step(experiment.task.train_step, layout, experiment.shardings)
+    step = parallel.compile_step(experiment.train_step, layout, experiment.shardings)
     batch = {
         key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in experiment.pipeline.example_batch().items()
     }
@@ -162,7 +162,7 @@ layout = sharding.make(**config.mesh)
 experiment, _ = plan.build(config, layout)
 batch = {key: np.array(x) for key, x in experiment.pipeline.example_batch().items()}
 shapes = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in batch.items()}
-step = parallel.compile_step(experiment.task.train_step, layout, experiment.shardings)
+step = parallel.compile_step(experiment.train_step, layout, experiment.shardings)
 step = step.lower(experiment.abstract, shapes).compile()
 start = experiment.initialiser().lower(jax.random.key(0)).compile()
 gc.collect()

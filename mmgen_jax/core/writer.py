@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,35 +35,48 @@ class JsonLines:
         path = workdir / "metrics.jsonl"
         if path.exists():
             _drop_after(path, start)
-        self._file = path.open("a", encoding="utf-8")
+        # What a full disk does not take waits here, and goes there once it does.
+        self._file, self._waiting = path.open("ab", buffering=0), b""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         # JSON has no nan; null keeps the line readable by every parser.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n"
+        self._waiting += line.encode()
+        self._write()
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Pictures are files in the workdir already."""
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._write()
+        finally:
+            self._file.close()
 
 
 def _drop_after(path: Path, start: int) -> None:
     """Drop what a killed run may leave: half a line, and steps after its last checkpoint, which come again."""
 
-    def keep(line: str) -> bool:
+    def keep(line: bytes) -> bool:
         try:
             return json.loads(line)["step"] <= start
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             return False
 
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [line for line in lines if keep(line)]
-    if kept != lines:
+    old = path.read_bytes()
+    new = b"".join(line + b"\n" for line in old.split(b"\n") if keep(line))
+    if old.startswith(new):
+        # What goes is the end, mostly, which can be cut off on a full disk too.
+        if old != new:
+            os.truncate(path, len(new))
+    else:
         part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part.write_bytes(new)
         part.replace(path)
 
 
@@ -170,6 +185,7 @@ class Writers:
     ):
         self.console = console or Console(file=sys.stdout, quiet=jax.process_index() != 0)
         self._writers: list[Any] = []
+        self._failing: set[str] = set()
         self._bar = None
         if jax.process_index() == 0:
             self._bar = Bar(steps, start, self.console)
@@ -182,7 +198,27 @@ class Writers:
 
     def __exit__(self, *error: object) -> None:
         for writer in self._writers:
-            writer.close()
+            with self._survived(writer):
+                writer.close()
+
+    @contextmanager
+    def _survived(self, writer: Any) -> Iterator[None]:
+        """A disk that is full or gone ends no training; it is told when that begins and when it is over."""
+        name = type(writer).__name__
+        try:
+            yield
+        except OSError as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                self.console.print(
+                    f"{name} cannot write ({error.strerror}); training goes on.",
+                    style="yellow",
+                    highlight=False,
+                )
+        else:
+            if name in self._failing:
+                self._failing.discard(name)
+                self.console.print(f"{name} writes again.", highlight=False)
 
     def progress(self, step: int) -> None:
         """Move the bar without a report."""
@@ -191,8 +227,10 @@ class Writers:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for writer in self._writers:
-            writer.scalars(step, values)
+            with self._survived(writer):
+                writer.scalars(step, values)
 
     def picture(self, step: int, name: str, path: Path) -> None:
         for writer in self._writers:
-            writer.picture(step, name, path)
+            with self._survived(writer):
+                writer.picture(step, name, path)
