@@ -256,8 +256,18 @@ def scaling(path: Path, plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pat
             chips, [row["sent"] / 2**20 for row in read], marker="o", color=line.get_color(), label=kind
         )
         for name, style in (("compiler", "-"), ("arithmetic", "--"), ("links", ":")):
-            values = [1e3 * row["seconds"].get(name, np.nan) for row in read]
-            seconds.plot(chips, values, style, marker=".", color=line.get_color(), label=f"{kind}, {name}")
+            known = [row for row in read if name in row["seconds"]]
+            values = [1e3 * row["seconds"][name] for row in known]
+            label = f"{kind}, {name}"
+            if known:
+                seconds.plot(
+                    [row["devices"] for row in known],
+                    values,
+                    style,
+                    marker=".",
+                    color=line.get_color(),
+                    label=label,
+                )
     memory = next((row["memory"] for rows in plans.values() for row in rows if row["memory"]), None)
     if memory:
         held.axhline(memory / 2**30, color="grey", linewidth=0.8)
@@ -270,8 +280,10 @@ def scaling(path: Path, plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pat
         axis.set_xlabel("chips")
         axis.set_xscale("log", base=2)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    seconds.set_yscale("log")
+        if axis.lines:
+            axis.legend(fontsize=7)
+    if seconds.lines:  # nothing is known of a CPU
+        seconds.set_yscale("log")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

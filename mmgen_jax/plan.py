@@ -22,9 +22,7 @@ from mmgen_jax.experiment import Experiment
 
 GIB = 2**30
 LARGE = 2**20  # bytes below which nobody minds what travels
-VOCABULARY = (
-    10_000  # tokens of a word vocabulary whose captions are absent; what COCO's have at five occurrences
-)
+VOCABULARY = 10_000  # tokens of a word vocabulary whose captions are absent: as COCO's at five occurrences
 
 
 class Chip(NamedTuple):
@@ -282,20 +280,10 @@ def make(
     Raises:
       ValueError: the mesh, or a batch, does not divide over the devices; an unknown topology.
     """
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        if mesh:
-            config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1, **mesh})
-        if batch_size:
-            config.data.batch_size = batch_size
-    found = devices(topology)
-    layout = registry.call(sharding.make, config.mesh, "mesh", devices=found)
+    config, layout = _place(config, topology, mesh, batch_size)
     evals = {f"evals.{key}.batch_size": spec.get("batch_size", 0) for key, spec in config.evals.items()}
-    for key, rows in {"data.batch_size": config.data.batch_size, **evals}.items():
-        if rows % layout.cuts:
-            raise ValueError(
-                f"{key}={rows} does not divide over data x fsdp = {layout.cuts} devices; change it."
-            )
+    if not step_only:
+        _check_rows(evals, layout)
     experiment, assumed = build(config, layout, vocabulary)
     begin = time.perf_counter()
     state, shardings = experiment.abstract, experiment.shardings
@@ -308,14 +296,14 @@ def make(
     }
     batch_bytes = _bytes(batch, dict.fromkeys(batch, layout.batch))
     traced = parallel.compile_step(experiment.train_step, layout, shardings).trace(state, batch)
-    device = found[0].device_kind
+    device = layout.mesh.devices.flat[0].device_kind
     chip = CHIPS.get(device)
     compiled, needed = _compile(traced)
     plan = Plan(
         name=name or config.task.name,
         topology=topology,
         device=device,
-        devices=len(found),
+        devices=layout.mesh.size,
         mesh=dict(layout.mesh.shape),
         batch_size=config.data.batch_size,
         assumed=assumed,
@@ -347,6 +335,29 @@ def make(
             plan.parts[f"predict {key}"] = _compile(experiment.prediction(key).trace(*given))[1] + beside
     plan.compile_seconds = time.perf_counter() - begin
     return plan
+
+
+def _place(
+    config: ml_collections.ConfigDict, topology: str, mesh: Mapping[str, int] | None, batch_size: int
+) -> tuple[ml_collections.ConfigDict, sharding.Layout]:
+    """The config with what `make` changes in it, and where it goes."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if mesh:
+            config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1, **mesh})
+        if batch_size:
+            config.data.batch_size = batch_size
+    layout = registry.call(sharding.make, config.mesh, "mesh", devices=devices(topology))
+    _check_rows({"data.batch_size": config.data.batch_size}, layout)
+    return config, layout
+
+
+def _check_rows(sizes: Mapping[str, int], layout: sharding.Layout) -> None:
+    for key, rows in sizes.items():
+        if rows % layout.cuts:
+            raise ValueError(
+                f"{key}={rows} does not divide over data x fsdp = {layout.cuts} devices; change it."
+            )
 
 
 def _abstract_batch(experiment: Experiment, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -514,11 +525,15 @@ def scaling(
 
     Weak keeps the examples a chip that the config's batch gives on `topology`; strong keeps the batch.
     """
-    per_chip = config.data.batch_size // len(devices(topology))
-    for other in topologies:
-        count = len(devices(other))
-        for kind, batch_size in (("weak", per_chip * count), ("strong", config.data.batch_size)):
-            yield kind, make(config, other, batch_size=batch_size, step_only=True, **options)
+    whole = config.data.batch_size
+    per_chip = whole // len(devices(topology))
+    weak = {other: per_chip * len(devices(other)) for other in topologies}
+    for other, size in itertools.product(topologies, (0, whole)):  # what does not divide shows now
+        _place(config, other, None, size or weak[other])
+    for other, size in weak.items():
+        plan = make(config, other, batch_size=size, step_only=True, **options)
+        yield "weak", plan
+        yield "strong", plan if size == whole else make(config, other, step_only=True, **options)
 
 
 # Text. -----------------------------------------------------------------------------------------------------------------
