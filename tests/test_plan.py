@@ -238,18 +238,23 @@ def test_mistakes_have_a_remedy(run_plan):
 
 
 @pytest.fixture
-def optimised():
-    """The tests compile for CPU without most optimisations; a TPU's compiler cannot do without."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
+def as_in_a_run():
+    """A TPU's compiler cannot do without the optimisations that the tests leave out, nor JAX's attention in bfloat16 with strict
+    types."""
+    values = {"jax_disable_most_optimizations": False, "jax_numpy_dtype_promotion": "standard"}
+    before = {key: jax.config.read(key) for key in values}
+    for key, value in values.items():
+        jax.config.update(key, value)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    for key, value in before.items():
+        jax.config.update(key, value)
 
 
 @needs_tpu_compiler
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("as_in_a_run")
 def test_a_tpu_step(dual):
-    found = plan.make(dual, "v5e:2x2", mesh={"fsdp": 2}, step_only=True)
+    # With two rows a chip libtpu 0.0.42 crashes.
+    found = plan.make(dual, "v5e:2x2", mesh={"fsdp": 2}, batch_size=64, step_only=True)
     assert found.fits and found.memory == 15.75 * 2**30 and found.device == "TPU v5 lite"
     assert {"arithmetic", "memory", "links", "compiler"} == found.seconds.keys()
     assert found.examples_per_s > 0 and 0 < found.utilisation < 1 and found.bound
@@ -261,7 +266,7 @@ def test_a_tpu_step(dual):
 
 
 @needs_tpu_compiler
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("as_in_a_run")
 def test_a_million_pairs_on_256_chips():
     """InfoNCE at a global batch of 1,048,576 and its gradient; the matrix of logits would have 4 TiB."""
     layout = sharding.make(devices=plan.devices("v5e:16x16"))
@@ -298,7 +303,7 @@ LARGE = {
 
 @long
 @needs_tpu_compiler
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("as_in_a_run")
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:4x4x4"])
 @pytest.mark.parametrize("name", LARGE)
 def test_large_configs_fit(name, topology, load_config):
