@@ -242,7 +242,7 @@ def as_in_a_run():
     """A TPU's compiler cannot do without the optimisations that the tests leave out, nor JAX's attention in bfloat16 with strict
     types."""
     values = {"jax_disable_most_optimizations": False, "jax_numpy_dtype_promotion": "standard"}
-    before = {key: jax.config.read(key) for key in values}
+    before = {key: jax.config.values[key] for key in values}
     for key, value in values.items():
         jax.config.update(key, value)
     yield
