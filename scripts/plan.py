@@ -118,23 +118,28 @@ def run() -> None:
             print("\nlargest arrays of the state on a chip\n" + plan.sharding_text(plans[0]))
         result = [found.to_json() for found in plans]
     if out:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(result, out)
 
 
 def scale(plan, options: dict, out: Path | None) -> dict[str, list[dict]]:
-    """The tables of --scaling, as they come, and their picture."""
+    """The tables of --scaling and their picture, which grow with every plan: many large programs take hours."""
+    from mmgen_jax import figures
+
     found: dict[str, list] = {"weak": [], "strong": []}
     for kind, step in plan.scaling(CONFIG.value, TOPOLOGY.value, SCALING.value, **options):
         found[kind].append(step)
         print(f"{kind}: {plan.short_table([step]).splitlines()[-1]}", flush=True)
+        result = {kind: [step.to_json() for step in plans] for kind, plans in found.items()}
+        if out:
+            write(result, out)
+            figures.scaling(out.with_suffix(".png"), result)
     for kind, plans in found.items():
         print(f"\n{kind} scaling\n\n{plan.short_table(plans)}")
-    result = {kind: [step.to_json() for step in plans] for kind, plans in found.items()}
-    if out:
-        from mmgen_jax import figures
-
-        figures.scaling(out.with_suffix(".png"), result)
     return result
+
+
+def write(result: list | dict, out: Path) -> None:
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
