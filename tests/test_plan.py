@@ -57,9 +57,22 @@ def test_unknown_topologies(topology, message):
         plan.devices(topology)
 
 
+@pytest.mark.parametrize(
+    ("topology", "package", "extra"),
+    [("v5e:4x4", "libtpu", "tpu-plan"), ("gpu:1x8", "jax_cuda12_plugin", "gpu")],
+)
+def test_a_missing_compiler_names_its_extra(topology, package, extra):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is here")
+    with pytest.raises(ImportError, match=rf"mmgen_jax\[{extra}\]"):
+        plan.devices(topology)
+
+
 def test_a_batch_that_does_not_divide_shows_now(dual):
     with pytest.raises(ValueError, match=r"data.batch_size=12 does not divide over data x fsdp = 8"):
         plan.make(dual, "cpu:8", batch_size=12)
+    with pytest.raises(ValueError, match=r"data.batch_size=8 does not divide over data x fsdp = 6"):
+        next(plan.scaling(dual, "cpu:4", ["cpu:4", "cpu:6"]))
 
 
 def test_meshes():
@@ -263,6 +276,9 @@ def test_a_tpu_step(dual):
     assert ("all-gather", "fsdp") in kinds
     with pytest.raises(ValueError, match='No topology "v5e:3x5"'):
         plan.devices("v5e:3x5")
+    for topology, count in {"v5e:16x16": 256, "v5p:4x4x4": 64, "v6e:16x16": 256}.items():
+        found = plan.devices(topology)
+        assert len(found) == count and found[0].device_kind in plan.CHIPS
 
 
 @needs_tpu_compiler
