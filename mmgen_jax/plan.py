@@ -21,6 +21,7 @@ from mmgen_jax.data import text
 from mmgen_jax.experiment import Experiment
 
 GIB = 2**30
+PREDICTED = 64  # rows on a device that predictions get where a config has no evaluation to say so
 LARGE = 2**20  # bytes below which nobody minds what travels
 VOCABULARY = 10_000  # tokens of a word vocabulary whose captions are absent: as COCO's at five occurrences
 
@@ -79,6 +80,7 @@ class Plan:
       warnings: what travels though it should stay where it is.
       sharding: a row an array of the State: {"path", "shape", "spec", "bytes"}.
       compile_seconds: how long all this took to compile.
+      predicted: rows of the predictions' batch, the largest of the evaluations'; 0 where no prediction was compiled.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Plan:
     warnings: list[str]
     sharding: list[dict[str, Any]]
     compile_seconds: float
+    predicted: int = 0
 
     @property
     def peak(self) -> int:
@@ -328,7 +331,8 @@ def make(
     if not step_only:
         init = experiment.initialiser().trace(jax.eval_shape(lambda: jax.random.key(0)))
         plan.parts["init"] = _compile(init)[1]
-        rows = max([*evals.values(), 0]) or config.data.batch_size
+        rows = max([*evals.values(), 0]) or min(config.data.batch_size, PREDICTED * layout.cuts)
+        plan.predicted = rows
         beside = kept["optimizer"] + kept["average"]  # the rest is among the prediction's arguments
         given = (state.params, state.variables, _abstract_batch(experiment, rows), state.rng)
         for key in experiment.task.predict:
@@ -564,6 +568,8 @@ def _column(plan: Plan) -> dict[str, str]:
         "mesh": " x ".join(f"{key} {size}" for key, size in plan.mesh.items()),
         "batch": f"{plan.batch_size:,} ({plan.batch_size / plan.devices:,.5g} a chip)",
     }
+    if plan.predicted:
+        rows["batch of predictions"] = f"{plan.predicted:,}"
     rows.update({f"parameters of {key}": f"{count:,}" for key, count in plan.parameters.items()})
     rows["bytes a chip"] = ""
     rows.update({f"  {key}": _size(size) for key, size in plan.bytes.items() if size})

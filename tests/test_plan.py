@@ -87,6 +87,7 @@ def test_a_data_parallel_step(dual, tmp_path):
     assert found.mesh == {"data": 8, "fsdp": 1, "tensor": 1} and found.parameters.keys() == {"model"}
     assert set(found.parts) == {"init", "train_step", *(f"predict {x}" for x in
                ("embed", "embed_image", "embed_text", "features"))}  # fmt: skip
+    assert found.predicted == 8
     assert found.assumed and "scenes" in found.assumed[0], "the config's tars are not here"
     assert {row["axis"] for row in found.collectives} == {"data"} and not found.warnings
     sent = {row["kind"]: row["sent"] for row in found.collectives}
@@ -212,6 +213,7 @@ def test_memory_is_what_the_machine_measures(fsdp, script_env):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
     assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found
 
 
