@@ -50,6 +50,8 @@ setup(
         "torch": ["torch>=2.6", "transformers>=4.50"],
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        # The TPU's compiler alone, for scripts/plan.py on a machine without one: the version that this jax names.
+        "tpu-plan": ["jax[tpu]>=0.10"],
         "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
         "wandb": ["wandb>=0.18"],
         "search": ["faiss-cpu>=1.8"],

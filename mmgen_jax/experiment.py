@@ -33,6 +33,7 @@ class Experiment:
       config: as every file in configs/ returns it; strictly checked.
       workdir: where the run lives; None writes nothing and trains the tokenizer anew.
       finished: only use the run; the data sets need not be there until something reads them.
+      layout: where to place it, which may be devices that do not exist; default what `config.mesh` says of today's.
 
     Attributes:
       layout: mesh, mode and sharding rules.
@@ -45,11 +46,16 @@ class Experiment:
     """
 
     def __init__(
-        self, config: ml_collections.ConfigDict, workdir: Path | None = None, *, finished: bool = False
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path | None = None,
+        *,
+        finished: bool = False,
+        layout: sharding.Layout | None = None,
     ):
         config_lib.check(config)
         self.config, self.workdir = config, workdir
-        self.layout = registry.call(sharding.make, config.mesh, "mesh")
+        self.layout = layout or registry.call(sharding.make, config.mesh, "mesh")
         process = (jax.process_index(), jax.process_count())
         self.pipeline = registry.call(
             Pipeline,
@@ -106,17 +112,23 @@ class Experiment:
         judge, params, variables, _ = load(workdir, step=step, mesh=self.config.mesh)
         return judge.predictor(params, variables), judge.pipeline.example_batch()
 
+    def initialiser(self) -> Any:
+        """The jitted program of `init`, key -> State: before what the files say takes its place."""
+        if not self.task.init_from:
+            return jax.jit(self._init, out_shardings=self.shardings)
+        # Whole on every process, where files are read; then each array goes to its place.
+        return jax.jit(
+            self._init, out_shardings=jax.tree.map(lambda _: self.layout.replicated, self.shardings)
+        )
+
     def init(self) -> State:
         """The state before the first step: a function of the config's seed, and of the files that `init_from` names.
 
         What was taken from those, and what was not, stays in `reports`.
         """
-        key = jax.random.key(self.config.seed)
+        state = self.initialiser()(jax.random.key(self.config.seed))
         if not self.task.init_from:
-            return jax.jit(self._init, out_shardings=self.shardings)(key)
-        # Whole on every process, where files are read; then each array goes to its place.
-        whole = jax.tree.map(lambda _: self.layout.replicated, self.shardings)
-        state = jax.jit(self._init, out_shardings=whole)(key)
+            return state
         params, variables, self.reports = pretrained.load_all(
             *jax.device_get((state.params, state.variables)),
             self.task.init_from,
@@ -152,30 +164,29 @@ class Experiment:
         directory = self.workdir / "checkpoints"
         return registry.call(Checkpointer, options, "checkpoint", directory=directory, facts=facts, **more)
 
+    def prediction(self, name: str) -> Callable:
+        """The jitted program of a prediction: (params, variables, batch, rng) -> (predictions, batch), whole on every process."""
+        if name not in self._compiled:
+            fn = registry.choose(self.task.predict, name, "prediction")
+
+            def run(params, variables, batch, rng):
+                # Each batch draws its own samples; all processes see the whole batch here, and so agree.
+                last = jnp.max(batch["index"]) + 1 if "index" in batch else jnp.int32(0)
+                own = jax.random.fold_in(rng, last.astype(jnp.uint32))
+                return fn(sharding.gathered(params, self.layout), variables, batch, own), batch
+
+            self._compiled[name] = parallel.compile_predict(
+                run, self.layout, self.shardings.params, self.shardings.variables
+            )
+        return self._compiled[name]
+
     def predictor(self, params: dict, variables: dict) -> judges_lib.Predictor:
         """`predict(name, batch) -> (predictions, batch)`: on the host, the rows of all processes on each, for evaluators."""
-        places = {name: self.shardings.params[name] for name in params}
         rng = jax.random.key(self.config.seed)
 
-        def own_key(rng, batch):
-            """Each batch draws its own samples; all processes see the whole batch here, and so agree."""
-            last = jnp.max(batch["index"]) + 1 if "index" in batch else jnp.int32(0)
-            return jax.random.fold_in(rng, last.astype(jnp.uint32))
-
         def predict(name: str, batch: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
-            if name not in self._compiled:
-                fn = registry.choose(self.task.predict, name, "prediction")
-                self._compiled[name] = parallel.compile_predict(
-                    lambda params, variables, batch, rng: (
-                        fn(params, variables, batch, own_key(rng, batch)),
-                        batch,
-                    ),
-                    self.layout,
-                    places,
-                    self.shardings.variables,
-                )
             return jax.device_get(
-                self._compiled[name](params, variables, sharding.put_batch(batch, self.layout), rng)
+                self.prediction(name)(params, variables, sharding.put_batch(batch, self.layout), rng)
             )
 
         return judges_lib.Predictor(predict, (params, variables), self.pipeline, self.judges)

@@ -1,7 +1,7 @@
 """Pictures: attention (where a model looked for each word), contact sheets, grids of samples and their animation, points."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,64 @@ def scatter(
         f"{found.sum()} of {len(modes)} modes, {len(points):,} points"
         + (f", {away:,} of them far away" if away else "")
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def scaling(path: Path, plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
+    """Write a PNG of what a chip holds, what it sends and how long a step takes, against the number of chips.
+
+    Args:
+      path: the file to write.
+      plans: a line each, {"weak": [...]}: plans as `Plan.to_json` gives them; one that does not fit has a cross.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    held, sent, seconds = figure.subplots(1, 3)
+    for kind, rows in plans.items():
+        chips = [row["devices"] for row in rows]
+        (line,) = held.plot(chips, [row["peak"] / 2**30 for row in rows], marker="o", label=kind)
+        too_large = [(row["devices"], row["peak"] / 2**30) for row in rows if row["fits"] is False]
+        if too_large:
+            held.plot(*zip(*too_large, strict=True), "x", color="black", markersize=9)
+        read = [row for row in rows if row["bytes"]]
+        chips = [row["devices"] for row in read]
+        sent.plot(
+            chips, [row["sent"] / 2**20 for row in read], marker="o", color=line.get_color(), label=kind
+        )
+        for name, style in (("compiler", "-"), ("arithmetic", "--"), ("links", ":")):
+            known = [row for row in read if name in row["seconds"]]
+            values = [1e3 * row["seconds"][name] for row in known]
+            label = f"{kind}, {name}"
+            if known:
+                seconds.plot(
+                    [row["devices"] for row in known],
+                    values,
+                    style,
+                    marker=".",
+                    color=line.get_color(),
+                    label=label,
+                )
+    memory = next((row["memory"] for rows in plans.values() for row in rows if row["memory"]), None)
+    if memory:
+        held.axhline(memory / 2**30, color="grey", linewidth=0.8)
+    for axis, title in (
+        (held, "GiB a chip"),
+        (sent, "MiB that a chip sends in a step"),
+        (seconds, "ms a step at least"),
+    ):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("chips")
+        axis.set_xscale("log", base=2)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7)
+    if seconds.lines:  # nothing is known of a CPU
+        seconds.set_yscale("log")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

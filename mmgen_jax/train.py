@@ -286,10 +286,8 @@ def _compile(experiment: Experiment, state: State, batch: Any, say: Any) -> tupl
     traced = step.trace(state, batch)
     compiled = traced.lower().compile()
     total = flops.count(traced.jaxpr)
-    # In pmap mode the traced program is already one device's.
-    per_device = total if experiment.layout.mode == "pmap" else total / jax.device_count()
     say(f"compiled in {time.perf_counter() - begin:.1f} s; {total / 1e9:.1f} GFLOP a step", highlight=False)
-    return compiled, per_device
+    return compiled, total / jax.device_count()
 
 
 class Clock:

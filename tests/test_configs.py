@@ -7,31 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mmgen_jax import plan
 from mmgen_jax.core import config as config_lib
 from mmgen_jax.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
-STAND_IN = {
-    "name": "scenes",
-    "size": 64,
-    "length": 100,
-    "max_objects": 1,
-}  # with classes, for those who need them
-
-
-def stand_in(config):
-    """The same config where its data is absent: drawn scenes go through the same transforms."""
-    scenes = dict(STAND_IN)
-    if config.task.get("model", {}).get("labels", 1) > 1:
-        scenes["cells"], config.task.model.labels = True, 27
-    config.data.source = {**scenes, "split": "train"}
-    for evaluation in config.evals.values():
-        if "source" in evaluation:
-            evaluation.source = {**scenes, "split": "val"}
-    if "path" in config.data.tokenizer:
-        config.data.tokenizer = {"name": "words", "min_count": 1}
-    return config
 
 
 @pytest.fixture
@@ -54,7 +35,7 @@ def test_shapes(path, arg, get):
     try:
         experiment = Experiment(config)
     except FileNotFoundError:
-        experiment = Experiment(stand_in(get(path, arg)))
+        experiment = Experiment(plan.stand_in(get(path, arg)))
     task, state = experiment.task, experiment.abstract
     for leaf in jax.tree.leaves(state.params):
         assert leaf.dtype == jnp.float32

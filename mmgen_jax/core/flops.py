@@ -55,6 +55,8 @@ def _equation(equation: Any) -> float:
         return 2.0 * equation.outvars[0].aval.size * kernel.size / out_features / dilation
     if name == "cond":
         return max(count(branch) for branch in params["branches"])
+    if name == "shard_map":
+        return count(params["jaxpr"]) * params["mesh"].size  # its body is one device's
     inner = sum(
         count(value) for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")
     )

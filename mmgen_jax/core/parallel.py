@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from mmgen_jax.core.sharding import Layout
+from mmgen_jax.core.sharding import Layout, on_mesh
 
 DATA_AXIS = "data"
 
@@ -80,6 +80,8 @@ def compile_step(fn: Callable, layout: Layout, state_shardings: Any) -> Any:
         fn = jax.shard_map(
             fn, mesh=layout.mesh, in_specs=(P(), P(("data", "fsdp"))), out_specs=(P(), P()), check_vma=False
         )
+    else:
+        fn = on_mesh(fn, layout)
     return jax.jit(
         fn,
         donate_argnums=0,
@@ -91,7 +93,7 @@ def compile_step(fn: Callable, layout: Layout, state_shardings: Any) -> Any:
 def compile_predict(fn: Callable, layout: Layout, param_shardings: Any, variable_shardings: Any) -> Any:
     """Jit `fn(params, variables, batch, rng) -> arrays`; the results are whole on every process."""
     return jax.jit(
-        fn,
+        on_mesh(fn, layout),
         in_shardings=(param_shardings, variable_shardings, layout.batch, layout.replicated),
         out_shardings=layout.replicated,
     )

@@ -1,7 +1,8 @@
 """The mesh, the rules that place every array on it, and batches."""
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from mmgen_jax.core.optimizer import path_name
 
 AXES = ("data", "fsdp", "tensor")
 MODES = ("jit", "pmap")
+STACKED = "blocks"  # the name of parameters with a leading axis of layers, over which a loop runs (nn/transformer.py)
 
 
 class Layout(NamedTuple):
@@ -118,6 +120,48 @@ def infer(tree: Any, layout: Layout) -> Any:
         return layout.replicated
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def gathered(params: Any, layout: Layout) -> Any:
+    """Parameters as a step computes with them: whole over "fsdp"; what a rule cuts over "tensor" stays cut.
+
+    Left to itself the compiler often cuts a layer's features where its parameters are cut, and gathers a batch's activations,
+    which are larger, in every layer (seen on jax 0.10.2). Gradients come back summed and cut. The layers under `STACKED` stay
+    cut: their loop gathers one at a time.
+    """
+    if layout.mesh.shape["fsdp"] == 1:
+        return params
+
+    def gather(path, x, place):
+        if "fsdp" not in place.spec or STACKED in path_name(path).split("/"):
+            return x
+        spec = P(*(None if axis == "fsdp" else axis for axis in place.spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(gather, params, infer(params, layout))
+
+
+def keep_rows(x: jax.Array) -> jax.Array:
+    """Say that the rows of [N, ...] stay cut over the devices as a batch's do, and leave the other dimensions open.
+
+    For what a loop over `STACKED` layers carries. Outside of `on_mesh`, inside of shard_map and for rows that do not divide
+    nothing is said.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or AxisType.Manual in mesh.axis_types or len(x) % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+
+def on_mesh(fn: Callable, layout: Layout) -> Callable:
+    """`fn`, during whose tracing `keep_rows` knows the mesh."""
+
+    @functools.wraps(fn)
+    def wrapped(*args):
+        with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+            return fn(*args)
+
+    return wrapped
 
 
 def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]:

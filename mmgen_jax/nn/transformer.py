@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mmgen_jax.core import registry
+from mmgen_jax.core import registry, sharding
 from mmgen_jax.nn.attention import self_attention
 from mmgen_jax.nn.norm import LayerNorm
 
@@ -119,7 +119,7 @@ def stack(
     """
 
     def run(block: EncoderBlock, x: jax.Array, share: jax.Array | None, mask: jax.Array | None) -> jax.Array:
-        return block(x, mask, share, train=train)
+        return sharding.keep_rows(block(sharding.keep_rows(x), mask, share, train=train))
 
     if remat:
         # Nothing is merged across a loop's turns, so the scan can do without the barriers.
@@ -136,7 +136,7 @@ def stack(
         in_axes=(0, nn.broadcast),
         length=depth,
     )
-    blocks = EncoderBlock(**fields, drop_path=drop_path, name="blocks")
+    blocks = EncoderBlock(**fields, drop_path=drop_path, name=sharding.STACKED)
     return loop(blocks, x, jnp.asarray(shares, jnp.float32), mask)[0]
 
 

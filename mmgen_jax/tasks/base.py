@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 
-from mmgen_jax.core import guard, parallel
+from mmgen_jax.core import guard, parallel, sharding
 from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.core.optimizer import Optimizer
@@ -120,6 +120,7 @@ class Task:
 
         def summed(params, variables, batch, rng):
             # Weighted before it is differentiated: batch statistics carry gradients from one device to another.
+            params = sharding.gathered(params, self.layout)
             loss, (metrics, variables) = self.loss(params, variables, batch, rng, step)
             return loss * jax.lax.stop_gradient(metrics["loss"].count), (metrics, variables)
 

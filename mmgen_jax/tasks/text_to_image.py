@@ -16,7 +16,7 @@ from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core import parallel, registry
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.core.optimizer import Optimizer
-from mmgen_jax.core.sharding import Layout
+from mmgen_jax.core.sharding import Layout, gathered
 from mmgen_jax.core.state import State
 from mmgen_jax.losses import adversarial
 from mmgen_jax.models.text_to_image import TextEncoder, interpolate
@@ -317,7 +317,7 @@ class TextToImage(Task):
             real, new = judged(features, sentence)
             wrong = None
             if self._mismatches:
-                copies = jax.tree.map(lambda x: repeat(x, "b ... -> (k b) ...", k=self._mismatches), features)
+                copies = jax.tree.map(self._copies, features)
                 wrong, _ = judged(copies, self._others(sentence))
             return (real, wrong), {**held, **new}
 
@@ -418,7 +418,7 @@ class TextToImage(Task):
 
         def encode(params):
             text, new = self.text.apply(
-                {"params": params, **variables},
+                {"params": gathered(params, self.layout), **variables},
                 tokens[:, 0],
                 train="text" not in self.frozen,
                 mutable=list(variables),
@@ -436,7 +436,7 @@ class TextToImage(Task):
         module = self.generator if network == "generator" else self.discriminator
         rngs = {} if key is None else {"noise": parallel.device_key(key, self.axis)}
         return module.apply(
-            {"params": params, **variables},
+            {"params": gathered(params, self.layout), **variables},
             *inputs,
             train=True,
             mutable=list(variables),
@@ -469,14 +469,19 @@ class TextToImage(Task):
         """Each example gets what belongs to the one `by` places before it, over all devices. [B, ...] -> [B, ...]."""
         return parallel.own_rows(jnp.roll(parallel.gather(x, self.axis), by, axis=0), self.axis)
 
+    def _copies(self, x: jax.Array) -> jax.Array:
+        """Each example K times. [B, ...] -> [B K, ...]: side by side, so that they stay on their device."""
+        return repeat(x, "b ... -> (b k) ...", k=self._mismatches)
+
     def _others(self, x: jax.Array) -> jax.Array:
-        """What belongs to the examples 1, 2, ... K places before each. [B, ...] -> [K B, ...]."""
-        return jnp.concatenate([self._shift(x, by) for by in range(1, self._mismatches + 1)])
+        """What belongs to the examples 1, 2, ... K places before each. [B, ...] -> [B K, ...]."""
+        others = [self._shift(x, by) for by in range(1, self._mismatches + 1)]
+        return rearrange(others, "k b ... -> (b k) ...")
 
     def _different(self, batch: Batch) -> jax.Array:
-        """1 where the other example has another text, and is none of the broken ones. float32 [K B]."""
+        """1 where the other example has another text, and is none of the broken ones. float32 [B K]."""
         tokens = batch["tokens"][:, 0]
-        other = jnp.any(jnp.tile(tokens, (self._mismatches, 1)) != self._others(tokens), axis=-1)
+        other = jnp.any(self._copies(tokens) != self._others(tokens), axis=-1)
         return other.astype(jnp.float32) * self._others(batch["mask"])
 
     def _real(self, image: jax.Array) -> jax.Array:
@@ -493,13 +498,13 @@ class TextToImage(Task):
             on_real, on_fake = self._objective.discriminator(r, f, self._loss.smooth, **options)
             if wrong is not None:
                 copies = self._mismatches
-                tiled = {"mask": jnp.tile(weight, copies), "axis": self.axis}
+                copied = {"mask": self._copies(weight), "axis": self.axis}
                 _, on_wrong = self._objective.discriminator(
-                    jnp.tile(r, copies), wrong.conditional[i], self._loss.smooth, **tiled
+                    self._copies(r), wrong.conditional[i], self._loss.smooth, **copied
                 )
-                on_wrong, there = (rearrange(x, "(k b) -> k b", k=copies) for x in (on_wrong, different))
-                count = jnp.sum(there, axis=0)
-                on_wrong = jnp.sum(on_wrong * there, axis=0) / jnp.maximum(count, 1.0)
+                on_wrong, there = (rearrange(x, "(b k) -> b k", k=copies) for x in (on_wrong, different))
+                count = jnp.sum(there, axis=1)
+                on_wrong = jnp.sum(on_wrong * there, axis=1) / jnp.maximum(count, 1.0)
                 share = self._loss.matching * jnp.minimum(count, 1.0)
                 # As much weight on what is to be refused as on what is real.
                 on_fake = (on_fake + share * on_wrong) / (1.0 + share)
@@ -565,7 +570,7 @@ class TextToImage(Task):
         if wrong is not None:
             kinds["wrong"] = (
                 Judged(wrong.conditional, ()),
-                jnp.tile(weight, self._mismatches) * different,
+                self._copies(weight) * different,
                 -1.0,
             )
         for kind, (judged, weights, sign) in kinds.items():
@@ -591,8 +596,9 @@ class TextToImage(Task):
         def measure(_):
             first = jax.tree.map(lambda x: jnp.repeat(x[:1], WATCHED, axis=0), text)
             z = jax.random.normal(rng, (WATCHED, self.generator.z_features), jnp.float32)
+            params = gathered(state.params["generator"], self.layout)
             drawn = self.generator.apply(
-                {"params": state.params["generator"], **state.variables["generator"]},
+                {"params": params, **state.variables["generator"]},
                 z,
                 first,
                 train=False,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from mmgen_jax.core import flops
 
@@ -54,6 +55,14 @@ def test_convolutions(stride, groups):
         kernel,
     )
     assert counted == 2 * 2 * (8 // stride) ** 2 * 9 * 9 * 6 // groups
+
+
+def test_a_program_a_device_counts_for_all_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    by_rows = jax.shard_map(
+        lambda x, y: x @ y, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), check_vma=False
+    )
+    assert count(by_rows, jnp.zeros((16, 4)), B) == 2 * 16 * 4 * 5
 
 
 def test_peak():

@@ -117,3 +117,29 @@ def test_put_batch():
         assert put["image"].addressable_shards[0].data.shape == (16 // layout.cuts, 3)
     with pytest.raises(ValueError, match=r"batch of 12 does not divide over data x fsdp = 8 devices"):
         sharding.put_batch({"mask": np.ones(12)}, sharding.make())
+
+
+def test_gathered():
+    """A step computes with parameters that are whole over fsdp and cut over tensor as before; stacked layers stay as they are."""
+    rules = (("embed", (None, "tensor")), (".*", "fsdp"))
+    layout = sharding.make(data=2, fsdp=2, tensor=2, rules=rules, min_mb=0.0)
+    params = {"embed": shape(8, 4), "out": shape(8, 4), sharding.STACKED: {"out": shape(3, 8, 4)}}
+    placed = sharding.infer(params, layout)
+    assert placed["out"].spec == P("fsdp", None)
+    compiled = jax.jit(lambda x: sharding.gathered(x, layout), in_shardings=(placed,)).lower(params).compile()
+    after = compiled.output_shardings
+    assert after["out"].is_fully_replicated
+    assert after["embed"].spec == P(None, "tensor")
+    assert after[sharding.STACKED]["out"].is_equivalent_to(placed[sharding.STACKED]["out"], 3)
+    alone = sharding.make()
+    assert sharding.gathered(params, alone) is params
+
+
+def test_keep_rows():
+    """What a loop carries stays cut as a batch is; nothing is said where nobody has named a mesh or rows do not divide."""
+    layout = sharding.make(data=2, fsdp=4)
+    for rows, cut in ((16, True), (12, False)):
+        fn = sharding.on_mesh(lambda x: sharding.keep_rows(x + 1.0), layout)
+        compiled = jax.jit(fn, in_shardings=layout.replicated).lower(shape(rows, 3)).compile()
+        assert compiled.output_shardings.is_fully_replicated != cut
+    assert sharding.keep_rows(jnp.ones((16, 3))).sharding.is_fully_replicated
