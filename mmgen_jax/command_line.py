@@ -1,9 +1,11 @@
 """What the scripts share: starting JAX on one or many machines, and errors that a person can read."""
 
 import os
+import platform
 import re
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,32 @@ def start_jax(
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif distributed:
         jax.distributed.initialize()
+
+
+def keep_compiled(folder: str | Path) -> None:
+    """Keep compiled programs in `folder`, so that the next start reads what this one compiles.
+
+    A folder that jax has been given already, such as with JAX_COMPILATION_CACHE_DIR, stays. Of several processes the
+    first one writes.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    if jax.default_backend() == "cpu":
+        # XLA uses all that a processor can do; on another kind of processor the program could crash.
+        folder = Path(folder) / _processor()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Small programs too: a start compiles dozens of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _processor() -> str:
+    """A name for what the processor can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        features = platform.processor() or platform.node()
+    return f"{platform.machine()}_{zlib.crc32(features.encode()):08x}"
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

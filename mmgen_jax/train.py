@@ -13,10 +13,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from mmgen_jax.core import flops, parallel, sharding
+from mmgen_jax import figures
+from mmgen_jax.core import flops, goodput, parallel, sharding
 from mmgen_jax.core import metrics as metrics_lib
+from mmgen_jax.core.goodput import Ledger
+from mmgen_jax.core.profile import Profiler
 from mmgen_jax.core.state import State
-from mmgen_jax.core.writer import Writers
+from mmgen_jax.core.writer import Writers, read_rows
 from mmgen_jax.evaluate import print_table, run_evaluator
 from mmgen_jax.experiment import Experiment, check_workdir
 
@@ -31,14 +34,18 @@ def train(
     *,
     override: bool = False,
     console: Console | None = None,
+    profile: tuple[int, int] | None = None,
+    began: float | None = None,
 ) -> State:
     """Train until `config.steps`, from the newest checkpoint where there is one.
 
     Args:
       config: see configs/.
-      workdir: gets config.json, metrics.jsonl, tokenizer.json, example.json, checkpoints/, figures/.
+      workdir: gets config.json, metrics.jsonl, time.jsonl, tokenizer.json, example.json, checkpoints/, figures/.
       override: go on in a workdir that a different config made.
       console: where to print.
+      profile: (first, last) of the steps to trace, see core/profile.py.
+      began: `time.time()` at which the run's time begins to count, such as the start of the process; default now.
 
     Returns:
       The last state.
@@ -48,6 +55,7 @@ def train(
       FloatingPointError: the loss is not finite; the last checkpoint stays.
       Interrupted: SIGINT or SIGTERM came; a checkpoint of the last step is saved. The same call goes on from it.
     """
+    began = time.time() if began is None else began
     workdir = Path(workdir)
     check_workdir(workdir, config, override)
     experiment = Experiment(config, workdir)
@@ -59,10 +67,14 @@ def train(
         state = checkpointer.restore(experiment.abstract, experiment.shardings)
         start = int(state.step)
     batches = experiment.pipeline.train(start)
-    names = config.get("writers", ("jsonl",))
+    names, first = config.get("writers", ("jsonl",)), jax.process_index() == 0
     with (
         closing(checkpointer),
         Writers(workdir, names, config.steps, start, console) as writers,
+        closing(Ledger(workdir / goodput.FILE if first else None, start, began)) as ledger,
+        closing(
+            Profiler(workdir / "profile", profile, start, config.steps, ledger, writers.console.print)
+        ) as profiler,
         _stop_signal(config.log_every) as stop,
     ):
         say = writers.console.print
@@ -72,40 +84,54 @@ def train(
         for report in experiment.reports:
             say(str(report), highlight=False)
         if start < config.steps:
-            batch = sharding.put_batch(next(batches), experiment.layout)
-            step_fn, step_flops = _compile(experiment, state, batch, say)
-            clock = Clock(config.data.batch_size, step_flops)
+            with ledger.phase("data"):
+                batch = sharding.put_batch(next(batches), experiment.layout)
+            with ledger.phase("compile"):
+                step_fn, step_flops = _compile(experiment, state, batch, say)
+            ledger.write()
+            clock = Clock(config.data.batch_size, step_flops, ledger)
+        ledger.switch("step")
         previous = None
         for step in range(start + 1, config.steps + 1):
-            state, metrics = step_fn(state, batch)
+            ledger.at(step)
+            state, metrics = profiler.step(step, step_fn, state, batch)
             # The device works on step n; meanwhile the numbers of step n - 1 are read and the next batch is fetched.
             if previous is not None:
                 _record(experiment, clock, previous, writers)
             previous = step, metrics
             last = step == config.steps or stop(step)
             if not last:
-                batch = sharding.put_batch(clock.wait(batches), experiment.layout)
+                with ledger.phase("data"):
+                    batch = next(batches)
+                batch = sharding.put_batch(batch, experiment.layout)
             writers.progress(step)
             evals = _due(config, step)
             if last or evals or step % config.checkpoint.every == 0:
-                with clock.pause():
-                    _record(experiment, clock, previous, writers)
-                    previous = None
-                    if last or step % config.checkpoint.every == 0:
+                _record(experiment, clock, previous, writers)
+                previous = None
+                if last or step % config.checkpoint.every == 0:
+                    with ledger.phase("save"):
                         checkpointer.save(step, state)
-                    if not last:
+                if not last:
+                    with ledger.phase("evaluation"):
                         for name in evals:
                             run_evaluator(experiment, name, state.eval_params, state.variables, step, writers)
+                    _draw_curves(workdir, ledger, writers)
+                ledger.write()
             if last and step < config.steps:
-                checkpointer.wait()
+                with ledger.phase("save"):
+                    checkpointer.wait()
                 raise Interrupted(f"Stopped and saved at step {step}. The same command goes on from there.")
-        checkpointer.wait()
-        tables = {
-            name: run_evaluator(
-                experiment, name, state.eval_params, state.variables, config.steps, writers, table=True
-            )
-            for name in experiment.evaluators
-        }
+        with ledger.phase("save"):
+            checkpointer.wait()
+        with ledger.phase("evaluation"):
+            tables = {
+                name: run_evaluator(
+                    experiment, name, state.eval_params, state.variables, config.steps, writers, table=True
+                )
+                for name in experiment.evaluators
+            }
+        _draw_curves(workdir, ledger, writers, last=True)
     for name, (rows, signature) in tables.items():
         print_table(name, rows, signature, writers.console)
     return state
@@ -135,34 +161,17 @@ class Clock:
     Args:
       batch_size: N.
       step_flops: of one step on one device.
+      ledger: knows how long; evaluations, checkpoints and their like do not count as training time.
     """
 
-    def __init__(self, batch_size: int, step_flops: float):
-        self._batch_size, self._step_flops = batch_size, step_flops
+    def __init__(self, batch_size: int, step_flops: float, ledger: Ledger):
+        self._batch_size, self._step_flops, self.ledger = batch_size, step_flops, ledger
         self._peak = flops.peak(jax.devices()[0])
         self._reset()
 
     def _reset(self) -> None:
-        self._begin, self._waited, self._paused, self._steps = time.perf_counter(), 0.0, 0.0, 0
+        self._begin, self._steps = self.ledger.spent(), 0
         self._metrics: dict | None = None
-
-    def wait(self, batches: Iterator) -> Any:
-        """The next batch; the time until it comes counts as waiting for data."""
-        begin = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - begin
-        return batch
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Evaluations and checkpoints do not count as training time."""
-        begin, before = time.perf_counter(), self._begin
-        yield
-        spent = time.perf_counter() - begin
-        if self._begin == before:
-            self._paused += spent
-        else:
-            self._begin = time.perf_counter()
 
     def add(self, metrics: dict) -> None:
         self._steps += 1
@@ -170,11 +179,14 @@ class Clock:
 
     def report(self) -> dict[str, float]:
         """The numbers since the last report."""
-        seconds = max(time.perf_counter() - self._begin - self._paused, 1e-9)
+        spent = self.ledger.spent()
+        waited, stepped = (spent[kind] - self._begin[kind] for kind in ("data", "step"))
+        seconds = max(waited + stepped, 1e-9)
         values = {f"train/{name}": value for name, value in metrics_lib.compute(self._metrics).items()}
         values["train/examples_per_s"] = self._batch_size * self._steps / seconds
         values["train/step_time"] = seconds / self._steps
-        values["train/data_wait"] = self._waited / seconds
+        values["train/data_wait"] = waited / seconds
+        values["train/goodput"] = self.ledger.goodput()
         if self._peak:
             values["train/mfu"] = self._step_flops * self._steps / seconds / self._peak
         self._reset()
@@ -195,9 +207,23 @@ def _record(experiment: Experiment, clock: Clock, previous: tuple[int, dict], wr
     if step % experiment.config.log_every == 0:
         report = clock.report()
         writers.scalars(step, report)
+        clock.ledger.write()
         advice = experiment.task.advise(step, report)
         if advice:
             writers.console.print(f"step {step}: {advice}", style="yellow", highlight=False)
+
+
+def _draw_curves(workdir: Path, ledger: Ledger, writers: Writers, last: bool = False) -> None:
+    """Draw figures/curves.png anew, where drawing has not taken more than a hundredth of the time yet, or at the end."""
+    path, spent = workdir / "metrics.jsonl", ledger.spent()
+    enough = spent["report"] > 0.01 * sum(spent.values()) and not last
+    if jax.process_index() != 0 or enough or not path.exists():
+        return
+    with ledger.phase("report"):
+        try:
+            figures.curves(workdir / "figures" / "curves.png", read_rows(path))
+        except OSError as error:  # such as a full disk: training goes on
+            writers.console.print(f"no picture of the curves: {error}", style="yellow", highlight=False)
 
 
 @contextmanager

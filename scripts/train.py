@@ -5,22 +5,30 @@
 --config FILE[:args]    an experiment; its arguments follow a colon: configs/captioner_scenes.py:tiny or :steps=500
 --config.KEY=VALUE      change one value: --config.optimizer.learning_rate=1e-3 --config.data.batch_size=32
 --workdir DIR           gets config.json, metrics.jsonl, checkpoints/, figures/; the same command again resumes
+                        (scripts/report.py makes a page of it, also while it runs)
 --override              go on in a workdir that was made by a different config
+--profile 10:15         trace steps 10 to 15 into DIR/profile/, for https://ui.perfetto.dev and TensorBoard
+--compilation_cache DIR where compiled programs are kept for the next start; default in the workdir, "" keeps none
 
 Several machines: on TPU, Slurm and GKE add --distributed; elsewhere also
 --coordinator HOST:PORT --num_processes N --process_id I, the same command on each.
 """
 
+import os
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from mmgen_jax.command_line import parse_flags, start_jax, tell
+from mmgen_jax.command_line import keep_compiled, parse_flags, start_jax, tell
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:args].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 OVERRIDE = flags.DEFINE_bool("override", False, "Go on in a workdir that a different config made.")
+PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST, the steps to trace.")
+CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "Folder of compiled programs; default in the workdir, '' keeps none."
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, found by JAX (TPU, Slurm, GKE)."
 )
@@ -37,10 +45,14 @@ def main(argv: list[str]) -> None:
         start_jax(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value)
         import jax
 
-        from mmgen_jax.core import registry
+        from mmgen_jax.core import goodput, profile, registry
         from mmgen_jax.train import train
 
-        train(CONFIG.value, WORKDIR.value, override=OVERRIDE.value)
+        steps = profile.parse(PROFILE.value)
+        if CACHE.value != "":
+            keep_compiled(CACHE.value or os.path.join(WORKDIR.value, "compilation_cache"))
+        began = goodput.process_began()
+        train(CONFIG.value, WORKDIR.value, override=OVERRIDE.value, profile=steps, began=began)
         if jax.process_index() == 0:
             print(registry.lookup("tasks", CONFIG.value.task.name).NEXT.format(workdir=WORKDIR.value))
 

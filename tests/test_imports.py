@@ -18,7 +18,7 @@ LAYERS = (
     ("models",),
     ("tasks", "evaluators", "pretrained", "figures"),
     ("experiment", "judges"),
-    ("train", "evaluate", "caption", "generate", "search", "image_files", "plan"),
+    ("train", "evaluate", "caption", "generate", "search", "image_files", "plan", "report"),
     ("command_line",),
 )
 PEERS = ({"tasks", "evaluators"}, {"data", "nn"}, {"data", "losses"}, {"nn", "losses"}, {"scores", "nn"})

@@ -48,18 +48,30 @@ class JsonLines:
         self._file.close()
 
 
-def _drop_after(path: Path, start: int) -> None:
-    """Drop what a killed run may leave: half a line, and steps after its last checkpoint, which come again."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; half a line, which a killed run may leave, is left out."""
+    return [row for _, row in _rows(path) if row is not None]
 
-    def keep(line: str) -> bool:
+
+def _rows(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Each line, and what it says."""
+
+    def parse(line: str) -> dict[str, Any] | None:
         try:
-            return json.loads(line)["step"] <= start
+            row = json.loads(line)
         except ValueError:
-            return False
+            return None
+        return row if isinstance(row, dict) else None
 
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [line for line in lines if keep(line)]
-    if kept != lines:
+    return [(line, parse(line)) for line in lines]
+
+
+def _drop_after(path: Path, start: int) -> None:
+    """Drop what a killed run may leave: half a line, and steps after its last checkpoint, which come again."""
+    rows = _rows(path)
+    kept = [line for line, row in rows if row is not None and row["step"] <= start]
+    if len(kept) < len(rows):
         part = path.with_suffix(".part")
         part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         part.replace(path)
