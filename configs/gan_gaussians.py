@@ -12,11 +12,14 @@ from mmgen_jax.core.config import parse_arg
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), layout (ring or grid), steps, batch_size, seed."""
-    arg = parse_arg(arg, tiny=False, layout="ring", steps=14_000, batch_size=128, seed=0)
+    """Arguments: tiny (seconds, for tests), layout (ring or grid), steps, batch_size (0: the layout's), seed."""
+    arg = parse_arg(arg, tiny=False, layout="ring", steps=14_000, batch_size=0, seed=0)
     steps, batch_size, width, waves, n = arg.steps, arg.batch_size, 128, 32, 10_000
     if arg.tiny:
         steps, batch_size, width, waves, n = 8, 16, 16, 4, 64
+    # The more modes, the more points it takes to see them all, and the shorter is the way in the noise from one to the next.
+    usual, finest = (256, 0.03) if arg.layout == "grid" else (128, 0.05)
+    batch_size = batch_size or usual
     points = dict(name="gaussians", layout=arg.layout)
     return ml_collections.ConfigDict(
         dict(
@@ -26,7 +29,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 name="text_to_image",
                 text=None,
                 # Neighbours in the noise go to different modes: without waves a generator is too smooth, and samples lie between.
-                generator=dict(name="mlp_gan", width=width, z_features=2, waves=waves, finest=0.05),
+                generator=dict(name="mlp_gan", width=width, z_features=2, waves=waves, finest=finest),
                 # A mode is a hundredth of the whole: a discriminator without waves sees its direction and not its distance.
                 discriminator=dict(name="mlp_gan", width=width, waves=waves, finest=0.25),
                 loss=dict(name="non_saturating", penalty=dict(name="r1", weight=0.01)),

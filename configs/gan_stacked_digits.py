@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         tiny=False,
         path="../shared/data/mnist_train",
         reader="runs/classifier_digits",
-        steps=8000,
+        steps=5000,
         batch_size=64,
         seed=0,
     )
@@ -44,10 +44,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             task=dict(
                 name="text_to_image",
                 text=None,
-                generator=dict(name="dcgan", image_size=28, width=width),
+                generator=dict(name="dcgan", image_size=28, width=width, resize=True),
                 # The penalty is of one image, so that the discriminator takes no statistics over the batch.
                 discriminator=dict(name="dcgan", width=width, batch_norm=False),
-                loss=dict(name="non_saturating", penalty=dict(name="r1", weight=0.5, every=4)),
+                loss=dict(name="non_saturating", penalty=dict(name="r1_estimate", weight=0.5, every=4)),
             ),
             data=dict(
                 source=stacks,

@@ -42,17 +42,21 @@ def start_jax(
         jax.distributed.initialize()
 
 
-def keep_compiled(folder: str | Path) -> None:
-    """Keep compiled programs in `folder`, so that the next start reads what this one compiles.
+def keep_compiled(workdir: str | Path, chosen: str | None = None) -> None:
+    """Keep compiled programs, so that the next start reads what this one compiles. Of several processes the first writes.
 
-    A folder that jax has been given already, such as with JAX_COMPILATION_CACHE_DIR, stays. Of several processes the
-    first one writes.
+    Args:
+      workdir: keeps them in its compilation_cache/, unless JAX_COMPILATION_CACHE_DIR names another folder.
+      chosen: this folder, whatever else is said; "" keeps none.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if chosen == "":
+        jax.config.update("jax_enable_compilation_cache", False)
+    if chosen == "" or (chosen is None and jax.config.jax_compilation_cache_dir is not None):
         return
+    folder = Path(chosen or Path(workdir) / "compilation_cache")
     if jax.default_backend() == "cpu":
         # XLA uses all that a processor can do; on another kind of processor the program could crash.
-        folder = Path(folder) / _processor()
+        folder /= _processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # Small programs too: a start compiles dozens of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -123,14 +127,14 @@ def tell(main: Callable[[], Any]) -> int:
     """Run `main`; an error that this package raised on purpose becomes its message, any other keeps its traceback.
 
     Returns:
-      The exit status: 0, 1 after an error, 130 after Ctrl-C.
+      The exit status: 0, 1 after an error, 130 after Ctrl-C, 75 where a run was told to stop and saved first.
     """
     try:
         main()
         return 0
     except KeyboardInterrupt as stop:
         print(f"\n{stop or 'Interrupted.'}", file=sys.stderr)
-        return 130
+        return getattr(stop, "status", 130)
     except Exception as error:
         if not _ours(error):
             raise

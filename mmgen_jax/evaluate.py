@@ -50,7 +50,7 @@ def evaluate(
     for name in names:
         title = f"{name} ({split})" if split else name
         with Writers(experiment.workdir, (), step, step, console) as writers:
-            rows, signature = run_evaluator(
+            _, rows, signature = run_evaluator(
                 experiment,
                 name,
                 params,
@@ -74,28 +74,30 @@ def run_evaluator(
     writers: Writers,
     table: bool = False,
     label: str | None = None,
-) -> tuple[dict[str, Row], str]:
+) -> tuple[dict[str, float], dict[str, Row], str]:
     """Run one evaluator; write its numbers and its picture, and with `table` its predictions.
 
     Args:
       label: of the files, default the evaluator's name.
 
     Returns:
-      With `table` the rows with intervals, floor and ceiling, and the signature; else nothing.
+      The scores; with `table` also the rows with intervals, floor and ceiling, and the signature.
     """
     evaluator = experiment.evaluators[name]
     first = jax.process_index() == 0
     stem = f"{label or name}_{step:06d}"
     figure = experiment.workdir / "figures" / f"{stem}.png"
     scores = evaluator.run(experiment.predictor(params, variables), figure)
-    writers.scalars(step, {f"{name}/{key}": value for key, value in scores.items()})
+    named = {f"{name}/{key}": float(value) for key, value in scores.items()}
+    writers.scalars(step, named)
     if first and figure.exists():
         writers.picture(step, f"{name}/figure", figure)
     if not table:
-        return {}, ""
+        return named, {}, ""
     if first:
         evaluator.write(experiment.workdir / "predictions" / f"{stem}.jsonl")
-    return evaluator.table(scores), evaluator.signature(step=step, **experiment.config.task.get("decode", {}))
+    signature = evaluator.signature(step=step, **experiment.config.task.get("decode", {}))
+    return named, evaluator.table(scores), signature
 
 
 def print_table(name: str, rows: dict[str, Row], signature: str, console: Console) -> None:

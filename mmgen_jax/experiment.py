@@ -11,12 +11,15 @@ import numpy as np
 
 from mmgen_jax import judges as judges_lib
 from mmgen_jax.core import config as config_lib
+from mmgen_jax.core import guard as guard_lib
 from mmgen_jax.core import optimizer as optimizer_lib
 from mmgen_jax.core import parallel, registry, sharding
 from mmgen_jax.core.checkpoint import Checkpointer
 from mmgen_jax.core.state import State
 from mmgen_jax.data.pipeline import SHAPES, Pipeline
 from mmgen_jax.pretrained import load as pretrained
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
 class WorkdirError(ValueError):
@@ -35,6 +38,7 @@ class Experiment:
       layout: mesh, mode and sharding rules.
       pipeline: the training data and the tokenizer.
       task: the network with its objective.
+      guard, train_step: when a training step is left out, and the step that leaves it out.
       judges: the other models that evaluators may ask, opened when they are.
       abstract, shardings: the State's shapes, and where each array lives.
       reports: what `init` took from the weights of other models.
@@ -68,8 +72,13 @@ class Experiment:
             layout=self.layout,
             context=self.pipeline.context,
         )
+        self.guard = registry.call(guard_lib.Guard, config.get("guard", {}), "guard")
+        self.train_step = guard_lib.guarded(self.task.train_step, self.guard)
         self.abstract: State = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings: State = sharding.infer(self.abstract, self.layout)
+        best = config.checkpoint.get("best", "").partition("/")[0]
+        if best:
+            registry.choose(config.evals, best, "evaluation in checkpoint.best")
         self.evaluators = {name: self._evaluator(name, dict(spec)) for name, spec in config.evals.items()}
         self.judges = judges_lib.make(config.get("judges", {}), layout=self.layout, open_run=self._open_judge)
         if not finished:
@@ -126,23 +135,22 @@ class Experiment:
             # Renamed into place: no other process ever reads half a file.
             for name, write in (
                 (
-                    "config.json",
+                    CONFIG,
                     lambda p: p.write_text(config_lib.to_json(self.config) + "\n", encoding="utf-8"),
                 ),
-                ("tokenizer.json", self.pipeline.tokenizer.save),
+                (TOKENIZER, self.pipeline.tokenizer.save),
                 (SHAPES, self.pipeline.save_shapes),
             ):
                 part = self.workdir / f"{name}.part"
                 write(part)
                 part.replace(self.workdir / name)
 
-    def checkpointer(self) -> Checkpointer:
-        """The workdir's checkpoints; they must have been written with this run's tokenizer."""
-        return Checkpointer(
-            self.workdir / "checkpoints",
-            keep=self.config.checkpoint.keep,
-            facts={"tokenizer": self.pipeline.tokenizer.fingerprint},
-        )
+    def checkpointer(self, **more: Any) -> Checkpointer:
+        """The workdir's checkpoints; they must have been written with this run's tokenizer. `more`: see `Checkpointer`."""
+        options = {key: value for key, value in self.config.checkpoint.items() if key != "every"}
+        facts = {"tokenizer": self.pipeline.tokenizer.fingerprint}
+        directory = self.workdir / "checkpoints"
+        return registry.call(Checkpointer, options, "checkpoint", directory=directory, facts=facts, **more)
 
     def predictor(self, params: dict, variables: dict) -> judges_lib.Predictor:
         """`predict(name, batch) -> (predictions, batch)`: on the host, the rows of all processes on each, for evaluators."""
@@ -194,7 +202,7 @@ def load(
       FileNotFoundError, CheckpointError: nothing to load there; says what.
     """
     workdir = Path(workdir)
-    config = config_lib.load_json(workdir / "config.json")
+    config = config_lib.load_json(workdir / CONFIG)
     for key, value in (overrides or {}).items():
         try:
             config.update_from_flattened_dict({key: value})
@@ -218,7 +226,7 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict, override: bo
     Raises:
       WorkdirError: it was made by a config that differs, and override is false.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     changed = config_lib.differences(config_lib.load_json(path), config) if path.exists() else []
     if changed and not override:
         raise WorkdirError(

@@ -264,7 +264,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], columns: int = 4) -> P
     height = -(-len(order) // columns) or 1
     figure = Figure(figsize=(3.6 * columns, 2.5 * height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(height, columns, squeeze=False).flat
+    axes = figure.subplots(height, columns, squeeze=False).ravel()
     for axis, score in zip(axes, order, strict=False):
         for part, values in lines[score].items():
             axis.plot(*zip(*values, strict=True), label=part, linewidth=1.2)
@@ -272,7 +272,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], columns: int = 4) -> P
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    for axis in list(axes)[len(order) :]:
+    for axis in axes[len(order) :]:
         axis.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

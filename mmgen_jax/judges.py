@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from mmgen_jax.core import parallel, registry, sharding
+from mmgen_jax.core import parallel, registry, sharding, step_folders
 from mmgen_jax.core.checkpoint import checksums
 from mmgen_jax.core.sharding import Layout
 from mmgen_jax.data import transforms
@@ -114,7 +114,7 @@ class Run:
 
     def check(self) -> None:
         path = self._workdir
-        if not (path / "config.json").is_file() or not any((path / "checkpoints").glob("[0-9]*")):
+        if not (path / "config.json").is_file() or not step_folders.steps(path / "checkpoints"):
             missing = "has no checkpoint yet" if (path / "config.json").is_file() else "is not there"
             raise FileNotFoundError(
                 f"judges.{self._name}: the run in {path} {missing}. Train it first:\n  python scripts/train.py --config "

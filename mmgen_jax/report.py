@@ -103,7 +103,12 @@ def _time(starts: Sequence[Start]) -> str:
     table = _table(
         ("", "time", "share", ""),
         (
-            (_key(kind), _duration(seconds[kind]), f"{100 * seconds[kind] / whole:.1f} %", html.escape(meaning))
+            (
+                _key(kind),
+                _duration(seconds[kind]),
+                f"{100 * seconds[kind] / whole:.1f} %",
+                html.escape(meaning),
+            )
             for kind, meaning in KINDS.items()
         ),
         numbers=(1, 2),

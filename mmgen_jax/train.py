@@ -1,31 +1,31 @@
 """train(config, workdir): the one loop. It knows `state, metrics = step(state, batch)` and nothing of any task."""
 
-import signal
+import errno
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
 from mmgen_jax import figures
-from mmgen_jax.core import flops, goodput, parallel, sharding
+from mmgen_jax.core import flops, goodput, parallel, registry, sharding
 from mmgen_jax.core import metrics as metrics_lib
+from mmgen_jax.core.checkpoint import Checkpointer, NoCheckpoint, first_bad
 from mmgen_jax.core.goodput import Ledger
+from mmgen_jax.core.lock import Lock
 from mmgen_jax.core.profile import Profiler
 from mmgen_jax.core.state import State
 from mmgen_jax.core.writer import Writers, read_rows
 from mmgen_jax.evaluate import print_table, run_evaluator
 from mmgen_jax.experiment import Experiment, check_workdir
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop, and has saved its state."""
+from mmgen_jax.left_out import LeftOut
+from mmgen_jax.signals import Interrupted, Signals
 
 
 def train(
@@ -33,119 +33,305 @@ def train(
     workdir: str | Path,
     *,
     override: bool = False,
+    step: int | None = None,
     console: Console | None = None,
     profile: tuple[int, int] | None = None,
     began: float | None = None,
 ) -> State:
-    """Train until `config.steps`, from the newest checkpoint where there is one.
+    """Train until `config.steps`, from the newest checkpoint that is whole, where there is one.
 
     Args:
       config: see configs/.
       workdir: gets config.json, metrics.jsonl, time.jsonl, tokenizer.json, example.json, checkpoints/, figures/.
       override: go on in a workdir that a different config made.
+      step: go on from this checkpoint; newer ones are set aside.
       console: where to print.
       profile: (first, last) of the steps to trace, see core/profile.py.
-      began: `time.time()` at which the run's time begins to count, such as the start of the process; default now.
+      began: `time.time()` from which the run's time counts, such as the start of the process; default now.
 
     Returns:
       The last state.
 
     Raises:
       WorkdirError: the workdir belongs to a different config.
-      FloatingPointError: the loss is not finite; the last checkpoint stays.
+      Locked: another process trains in the workdir.
+      CheckpointError: saving failed more often than `checkpoint.failures`, or `step` cannot be read.
+      FloatingPointError: too many steps in a row were not finite (see core/guard.py); the last checkpoint stays.
       Interrupted: SIGINT or SIGTERM came; a checkpoint of the last step is saved. The same call goes on from it.
     """
     began = time.time() if began is None else began
-    workdir = Path(workdir)
+    workdir, console = Path(workdir), console or Console(quiet=jax.process_index() != 0)
     check_workdir(workdir, config, override)
     experiment = Experiment(config, workdir)
-    experiment.settle()
-    checkpointer = experiment.checkpointer()
-    if checkpointer.latest is None:
-        state, start = experiment.init(), 0
-    else:
-        state = checkpointer.restore(experiment.abstract, experiment.shardings)
-        start = int(state.step)
-    batches = experiment.pipeline.train(start)
-    names, first = config.get("writers", ("jsonl",)), jax.process_index() == 0
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    checkpointer = experiment.checkpointer(say=partial(say, style="yellow"))
+    times = workdir / goodput.FILE if jax.process_index() == 0 else None
     with (
+        Lock(workdir),
+        Ledger(times, began, goodput.here()) as ledger,
+        closing(Profiler(workdir / "profile", profile, config.steps, ledger, say)) as profiler,
         closing(checkpointer),
-        Writers(workdir, names, config.steps, start, console) as writers,
-        closing(Ledger(workdir / goodput.FILE if first else None, start, began)) as ledger,
-        closing(
-            Profiler(workdir / "profile", profile, start, config.steps, ledger, writers.console.print)
-        ) as profiler,
-        _stop_signal(config.log_every) as stop,
+        Signals() as signals,
     ):
-        say = writers.console.print
-        size = sum(x.size for x in jax.tree.leaves(state.params))
-        say(f"{'resuming at step ' + str(start) if start else 'training'} in {workdir}: {size:,} parameters, "
-            f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)", highlight=False)  # fmt: skip
-        for report in experiment.reports:
-            say(str(report), highlight=False)
-        if start < config.steps:
-            with ledger.phase("data"):
-                batch = sharding.put_batch(next(batches), experiment.layout)
-            with ledger.phase("compile"):
-                step_fn, step_flops = _compile(experiment, state, batch, say)
-            ledger.write()
-            clock = Clock(config.data.batch_size, step_flops, ledger)
-        ledger.switch("step")
-        previous = None
-        for step in range(start + 1, config.steps + 1):
-            ledger.at(step)
-            state, metrics = profiler.step(step, step_fn, state, batch)
-            # The device works on step n; meanwhile the numbers of step n - 1 are read and the next batch is fetched.
-            if previous is not None:
-                _record(experiment, clock, previous, writers)
-            previous = step, metrics
-            last = step == config.steps or stop(step)
-            if not last:
-                with ledger.phase("data"):
-                    batch = next(batches)
-                batch = sharding.put_batch(batch, experiment.layout)
-            writers.progress(step)
-            evals = _due(config, step)
-            if last or evals or step % config.checkpoint.every == 0:
-                _record(experiment, clock, previous, writers)
-                previous = None
-                if last or step % config.checkpoint.every == 0:
-                    with ledger.phase("save"):
-                        checkpointer.save(step, state)
-                if not last:
-                    with ledger.phase("evaluation"):
-                        for name in evals:
-                            run_evaluator(experiment, name, state.eval_params, state.variables, step, writers)
-                    _draw_curves(workdir, ledger, writers)
-                ledger.write()
-            if last and step < config.steps:
-                with ledger.phase("save"):
-                    checkpointer.wait()
-                raise Interrupted(f"Stopped and saved at step {step}. The same command goes on from there.")
-        with ledger.phase("save"):
-            checkpointer.wait()
-        with ledger.phase("evaluation"):
-            tables = {
-                name: run_evaluator(
-                    experiment, name, state.eval_params, state.variables, config.steps, writers, table=True
-                )
-                for name in experiment.evaluators
-            }
-        _draw_curves(workdir, ledger, writers, last=True)
-    for name, (rows, signature) in tables.items():
-        print_table(name, rows, signature, writers.console)
+        experiment.settle()
+        checkpointer.tidy()
+        run = _Run(experiment, checkpointer, signals, ledger, profiler)
+        state, tables = run.restore(step), None
+        while tables is None:
+            start, names = int(state.step), config.get("writers", ("jsonl",))
+            ledger.set_out(start)
+            with Writers(workdir, names, config.steps, start, console) as writers:
+                size = sum(x.size for x in jax.tree.leaves(state.params))
+                say(f"{'resuming at step ' + str(start) if start else 'training'} in {workdir}: {size:,} parameters, "
+                    f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)")  # fmt: skip
+                for report in experiment.reports:
+                    say(str(report))
+                try:
+                    if start < config.steps:
+                        state = run.loop(state, writers)
+                    tables = run.tables(state, writers)
+                except _Stuck as error:
+                    stuck = error
+            if tables is None:
+                state = run.back(stuck)
+    for name, (_, rows, signature) in tables.items():
+        print_table(name, rows, signature, console)
     return state
 
 
-def _due(config: ml_collections.ConfigDict, step: int) -> list[str]:
-    """The evaluations that their `every` asks for at this step; 0 or none: only at the end."""
-    return [name for name, spec in config.evals.items() if spec.get("every", 0) and step % spec.every == 0]
+class _Stuck(Exception):
+    """Steps in a row that were left out, so that training gets no further.
+
+    Attributes:
+      step: the last of them; why: in words; row: how many; shift: of the data's seed that led there.
+      start: from where this attempt set out.
+    """
+
+    def __init__(self, step: int, why: str, row: int, shift: int, start: int):
+        super().__init__(why)
+        self.step, self.why, self.row, self.shift, self.start = step, why, row, shift, start
+
+
+class _Run:
+    """The loop, and what it needs beside the state."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        checkpointer: Checkpointer,
+        signals: Signals,
+        ledger: Ledger,
+        profiler: Profiler,
+    ):
+        self.experiment, self.checkpointer, self.signals = experiment, checkpointer, signals
+        self.ledger, self.profiler, self.config = ledger, profiler, experiment.config
+        self.compiled: tuple[Any, float] | None = None
+        # Rollbacks in a row, and the furthest step at which one was needed.
+        self.rollbacks, self.furthest = 0, 0
+
+    def restore(self, step: int | None = None) -> State:
+        """The state to go on from: of the newest checkpoint that is whole, or of `step`; a new one where there is none."""
+        try:
+            return self.checkpointer.restore(self.experiment.abstract, self.experiment.shardings, step)
+        except NoCheckpoint:
+            if step is not None:
+                raise
+            return self.experiment.init()
+
+    def back(self, stuck: _Stuck) -> State:
+        """The newest good state, with another order of the data.
+
+        Raises:
+          FloatingPointError: the config says to stop, or going back has not helped.
+        """
+        guard, say = self.experiment.guard, self.checkpointer.say
+        self.rollbacks = 1 if stuck.step > self.furthest else self.rollbacks + 1
+        self.furthest = max(self.furthest, stuck.step)
+        if guard.then == "stop" or self.rollbacks > guard.rollbacks:
+            raise FloatingPointError(
+                f"{stuck.why[0].upper()}{stuck.why[1:]} at step {stuck.step}, the last of {stuck.row} steps in a row that were "
+                "left out. Lower optimizer.learning_rate, lengthen optimizer.warmup or set optimizer.clip_norm; skipped.jsonl "
+                "has their examples, and the last checkpoint is whole."
+            )
+        if stuck.start and stuck.row >= stuck.step - stuck.start:
+            self.checkpointer.set_aside(stuck.start, "led only to steps that were left out")
+        state = self.restore()
+        say(
+            f"step {stuck.step}: {stuck.row} steps in a row were left out; back to step {int(state.step)}, with another order of "
+            f"the data (rollback {self.rollbacks} of {guard.rollbacks})."
+        )
+        fresh = jax.tree.map(np.zeros_like, jax.device_get(state.guard))
+        fresh["shift"] = np.int32(stuck.shift + 1)
+        return state.replace(guard=jax.device_put(fresh, self.experiment.shardings.guard))
+
+    def loop(self, state: State, writers: Writers) -> State:
+        """From the state to the last step, which is on the disk when this returns."""
+        config, experiment, start = self.config, self.experiment, int(state.step)
+        signals, ledger, shift = self.signals, self.ledger, int(state.guard["shift"])
+        batches = experiment.pipeline.train(start, shift)
+
+        def fetch() -> Any:
+            with ledger.phase("data"):
+                batch = next(batches)
+            return sharding.put_batch(batch, experiment.layout)
+
+        def prepare() -> Any:
+            # A run that was stopped while it evaluated does the rest of that first.
+            scores = self.checkpointer.scores(start)
+            for name in self._due(start) if start else ():
+                if not any(key.startswith(f"{name}/") for key in scores):
+                    self._evaluate(name, state, start, writers)
+            batch = fetch()
+            with ledger.phase("compile"):
+                self.compiled = self.compiled or _compile(experiment, state, batch, writers.console.print)
+            return batch
+
+        batch = signals.unless_stopped(prepare)
+        if batch is None:
+            raise Interrupted(f"Stopped before step {start + 1}: there is nothing new to save.")
+        step_fn, step_flops = self.compiled
+        clock = Clock(config.data.batch_size, step_flops, ledger)
+        left_out = LeftOut(experiment, writers.console)
+        previous, save, row, spoiled = None, False, 0, None
+
+        def record() -> None:
+            """Read the numbers of the step before, unless that is done."""
+            nonlocal previous, row
+            if previous is not None:
+                (number, metrics, inputs), previous = previous, None
+                notice, row = self._record(clock, number, metrics, writers), 0
+                if not notice["ok"]:
+                    row = int(notice["row"])
+                    why = left_out.tell(number, notice, state, inputs)
+                    if row >= experiment.guard.in_a_row or (number == config.steps and row >= number - start):
+                        raise _Stuck(number, why, row, shift, start)
+
+        for step in range(start + 1, config.steps + 1):
+            ledger.at(step)
+            state, metrics = self.profiler.step(step, step_fn, state, batch)
+            # The device works on step n; meanwhile the numbers of step n - 1 are read and the next batch is fetched.
+            record()
+            previous = step, metrics, batch
+            last = step == config.steps
+            # From here on the state is whole, whatever is given up to save it.
+            if not last:
+                batch = signals.unless_stopped(fetch)
+            writers.progress(step)
+            evals = [] if last else self._due(step)
+            scores: dict[str, float] = {}
+            if evals:
+                record()
+                for name in evals:
+                    found = signals.unless_stopped(partial(self._evaluate, name, state, step, writers))
+                    scores.update(found[0] if found else {})
+            asked = signals.asked(step)
+            best = self.checkpointer.best
+            save |= bool(evals and best) and parallel.any_process(_has(scores, best))
+            save |= last or asked.save or asked.stop or step % config.checkpoint.every == 0
+            if save:
+                record()
+                # Not while steps are left out, if it can wait: the state may be what they fail for.
+                if row == 0 or last or asked.stop:
+                    with ledger.phase("save"):
+                        save, spoiled = False, first_bad(state)
+                        if spoiled:
+                            why = f"{spoiled} is not finite"
+                            writers.console.print(f"step {step} is not saved: {why}.", style="yellow")
+                            if last:
+                                raise _Stuck(step, why, row, shift, start)
+                        else:
+                            self.checkpointer.save(step, state, scores, wait=last or asked.stop)
+                            # What is done from here on is lost with a process that is killed, and nothing before.
+                            ledger.write()
+                if asked.save:
+                    writers.console.print(f"step {step}: saved, because SIGUSR1 came", highlight=False)
+            if asked.stop and not last:
+                saved = "" if spoiled else " and saved"
+                raise Interrupted(f"Stopped{saved} at step {step}. The same command goes on from there.")
+            if not last and (evals or step % config.checkpoint.every == 0):
+                self._draw_curves(writers)
+        with ledger.phase("save"):
+            self.checkpointer.wait()
+        return state
+
+    def tables(self, state: State, writers: Writers) -> dict[str, tuple]:
+        """{evaluator: what `run_evaluator` gives} of the finished run."""
+        tables = {}
+        for name in self.experiment.evaluators:
+            evaluate = partial(self._evaluate, name, state, self.config.steps, writers, table=True)
+            found = self.signals.unless_stopped(evaluate)
+            if found is None:
+                raise Interrupted(
+                    "Stopped after the last step, which is saved. The same command evaluates it."
+                )
+            tables[name] = found
+        self._draw_curves(writers, last=True)
+        self.ledger.switch("report")
+        return tables
+
+    def _due(self, step: int) -> list[str]:
+        """The evaluations that their `every` asks for at this step; 0 or none: only at the end."""
+        evals = self.config.evals.items()
+        return [name for name, spec in evals if spec.get("every", 0) and step % spec.every == 0]
+
+    def _evaluate(
+        self, name: str, state: State, step: int, writers: Writers, table: bool = False
+    ) -> tuple[dict, dict, str]:
+        """Run one evaluator; a disk that takes none of its files costs its numbers, and not the run."""
+        try:
+            with self.ledger.phase("evaluation"):
+                return run_evaluator(
+                    self.experiment, name, state.eval_params, state.variables, step, writers, table=table
+                )
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            why = f"{name} could not write its files: {error.strerror}"
+            writers.console.print(f"step {step}: {why}.", style="yellow", highlight=False)
+            return {}, {}, ""
+
+    def _record(self, clock: "Clock", step: int, metrics: dict, writers: Writers) -> dict:
+        """Read a finished step's metrics; write a report where one is due, and what the task says of it. -> the step's notice."""
+        metrics = jax.tree.map(np.asarray, jax.device_get(metrics))
+        notice = metrics.pop("notice")
+        clock.add(metrics)
+        if step % self.config.log_every == 0:
+            report = clock.report()
+            writers.scalars(step, report)
+            self.ledger.write()
+            advice = self.experiment.task.advise(step, report)
+            if advice:
+                writers.console.print(f"step {step}: {advice}", style="yellow", highlight=False)
+        return notice
+
+    def _draw_curves(self, writers: Writers, last: bool = False) -> None:
+        """Draw figures/curves.png anew, if pictures have not taken more than a hundredth of the time so far, or at the end."""
+        workdir, spent = self.experiment.workdir, self.ledger.spent()
+        enough = spent["report"] > 0.01 * sum(spent.values()) and not last
+        numbers = workdir / "metrics.jsonl"
+        if jax.process_index() != 0 or enough or not numbers.exists():
+            return
+        with self.ledger.phase("report"):
+            try:
+                figures.curves(workdir / "figures" / "curves.png", read_rows(numbers))
+            except Exception as error:  # no picture is worth a run
+                why = f"the curves could not be drawn: {error}"
+                writers.console.print(why, style="yellow", highlight=False)
+
+
+def _has(scores: Mapping[str, float], best: str) -> bool:
+    """Whether the score by which the best checkpoint is chosen is there."""
+    evaluator = best.partition("/")[0]
+    own = [name for name in scores if name.startswith(f"{evaluator}/")]
+    if own and best not in own:
+        raise ValueError(f'checkpoint.best is "{best}".{registry.nearest(best, own)}')
+    return best in own
 
 
 def _compile(experiment: Experiment, state: State, batch: Any, say: Any) -> tuple[Any, float]:
     """The compiled step, and its FLOPs on one device."""
     begin = time.perf_counter()
-    step = parallel.compile_step(experiment.task.train_step, experiment.layout, experiment.shardings)
+    step = parallel.compile_step(experiment.train_step, experiment.layout, experiment.shardings)
     traced = step.trace(state, batch)
     compiled = traced.lower().compile()
     total = flops.count(traced.jaxpr)
@@ -161,16 +347,16 @@ class Clock:
     Args:
       batch_size: N.
       step_flops: of one step on one device.
-      ledger: knows how long; evaluations, checkpoints and their like do not count as training time.
+      ledger: knows how long; evaluations, checkpoints and their like are no training time.
     """
 
     def __init__(self, batch_size: int, step_flops: float, ledger: Ledger):
-        self._batch_size, self._step_flops, self.ledger = batch_size, step_flops, ledger
+        self._batch_size, self._step_flops, self._ledger = batch_size, step_flops, ledger
         self._peak = flops.peak(jax.devices()[0])
         self._reset()
 
     def _reset(self) -> None:
-        self._begin, self._steps = self.ledger.spent(), 0
+        self._begin, self._steps = self._ledger.spent(), 0
         self._metrics: dict | None = None
 
     def add(self, metrics: dict) -> None:
@@ -179,77 +365,15 @@ class Clock:
 
     def report(self) -> dict[str, float]:
         """The numbers since the last report."""
-        spent = self.ledger.spent()
+        spent = self._ledger.spent()
         waited, stepped = (spent[kind] - self._begin[kind] for kind in ("data", "step"))
         seconds = max(waited + stepped, 1e-9)
         values = {f"train/{name}": value for name, value in metrics_lib.compute(self._metrics).items()}
         values["train/examples_per_s"] = self._batch_size * self._steps / seconds
         values["train/step_time"] = seconds / self._steps
         values["train/data_wait"] = waited / seconds
-        values["train/goodput"] = self.ledger.goodput()
+        values["train/goodput"] = self._ledger.goodput()
         if self._peak:
             values["train/mfu"] = self._step_flops * self._steps / seconds / self._peak
         self._reset()
         return values
-
-
-def _record(experiment: Experiment, clock: Clock, previous: tuple[int, dict], writers: Writers) -> None:
-    """Read a finished step's metrics; write a report where one is due, and what the task says of it."""
-    step, metrics = previous
-    metrics = jax.tree.map(np.asarray, jax.device_get(metrics))
-    loss = metrics["loss"].compute() if "loss" in metrics else 0.0
-    if not np.isfinite(loss):
-        raise FloatingPointError(
-            f"The loss is {float(loss)} at step {step}. Lower optimizer.learning_rate, lengthen optimizer.warmup or set "
-            "optimizer.clip_norm; the last checkpoint is whole."
-        )
-    clock.add(metrics)
-    if step % experiment.config.log_every == 0:
-        report = clock.report()
-        writers.scalars(step, report)
-        clock.ledger.write()
-        advice = experiment.task.advise(step, report)
-        if advice:
-            writers.console.print(f"step {step}: {advice}", style="yellow", highlight=False)
-
-
-def _draw_curves(workdir: Path, ledger: Ledger, writers: Writers, last: bool = False) -> None:
-    """Draw figures/curves.png anew, where drawing has not taken more than a hundredth of the time yet, or at the end."""
-    path, spent = workdir / "metrics.jsonl", ledger.spent()
-    enough = spent["report"] > 0.01 * sum(spent.values()) and not last
-    if jax.process_index() != 0 or enough or not path.exists():
-        return
-    with ledger.phase("report"):
-        try:
-            figures.curves(workdir / "figures" / "curves.png", read_rows(path))
-        except OSError as error:  # such as a full disk: training goes on
-            writers.console.print(f"no picture of the curves: {error}", style="yellow", highlight=False)
-
-
-@contextmanager
-def _stop_signal(every: int) -> Iterator[Callable[[int], bool]]:
-    """A function that tells after each step whether SIGINT or SIGTERM has come; a second SIGINT stops at once.
-
-    Several processes must stop after the same step, whichever of them got the signal: they ask each other `every` steps.
-    """
-    came = []
-
-    def handle(number, frame):
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    def stop(step: int) -> bool:
-        if jax.process_count() == 1:
-            return bool(came)
-        return step % every == 0 and bool(multihost_utils.process_allgather(np.array(bool(came))).any())
-
-    try:
-        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: a notebook's worker; signals stay as they are
-        old = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -7,14 +7,18 @@
 --workdir DIR           gets config.json, metrics.jsonl, checkpoints/, figures/; the same command again resumes
                         (scripts/report.py makes a page of it, also while it runs)
 --override              go on in a workdir that was made by a different config
+--step N                go on from checkpoint N, not from the newest good one; newer ones are set aside
 --profile 10:15         trace steps 10 to 15 into DIR/profile/, for https://ui.perfetto.dev and TensorBoard
---compilation_cache DIR where compiled programs are kept for the next start; default in the workdir, "" keeps none
+--compilation_cache DIR keeps compiled programs for the next start; default JAX_COMPILATION_CACHE_DIR, else in
+                        the workdir; "" keeps none
+
+SIGTERM or Ctrl-C saves at the end of the step and stops with status 75: the same command goes on (a scheduler may run
+it again). Ctrl-C twice stops at once, with status 130. SIGUSR1 saves and goes on. On Slurm: --signal=TERM@120.
 
 Several machines: on TPU, Slurm and GKE add --distributed; elsewhere also
 --coordinator HOST:PORT --num_processes N --process_id I, the same command on each.
 """
 
-import os
 import sys
 
 from absl import app, flags
@@ -25,6 +29,7 @@ from mmgen_jax.command_line import keep_compiled, parse_flags, start_jax, tell
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:args].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 OVERRIDE = flags.DEFINE_bool("override", False, "Go on in a workdir that a different config made.")
+STEP = flags.DEFINE_integer("step", None, "Go on from this checkpoint; newer ones are set aside.")
 PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST, the steps to trace.")
 CACHE = flags.DEFINE_string(
     "compilation_cache", None, "Folder of compiled programs; default in the workdir, '' keeps none."
@@ -49,10 +54,15 @@ def main(argv: list[str]) -> None:
         from mmgen_jax.train import train
 
         steps = profile.parse(PROFILE.value)
-        if CACHE.value != "":
-            keep_compiled(CACHE.value or os.path.join(WORKDIR.value, "compilation_cache"))
-        began = goodput.process_began()
-        train(CONFIG.value, WORKDIR.value, override=OVERRIDE.value, profile=steps, began=began)
+        keep_compiled(WORKDIR.value, CACHE.value)
+        train(
+            CONFIG.value,
+            WORKDIR.value,
+            override=OVERRIDE.value,
+            step=STEP.value,
+            profile=steps,
+            began=goodput.process_began(),
+        )
         if jax.process_index() == 0:
             print(registry.lookup("tasks", CONFIG.value.task.name).NEXT.format(workdir=WORKDIR.value))
 

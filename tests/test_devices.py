@@ -49,13 +49,14 @@ def two_steps(config, **mesh):
     config.mesh = mesh
     experiment = Experiment(config)
     state = experiment.init()
-    step = parallel.compile_step(experiment.task.train_step, experiment.layout, experiment.shardings)
+    step = parallel.compile_step(experiment.train_step, experiment.layout, experiment.shardings)
     batches = experiment.pipeline.train(0)
     history = []
     for number in range(2):
         batch = next(batches)
         batch["mask"] = np.where(np.arange(8) == number, 0, batch["mask"]).astype(np.float32)
         state, metrics = step(state, sharding.put_batch(batch, experiment.layout))
+        assert metrics.pop("notice")["ok"]
         history.append(jax.device_get(metrics))
     return state, history
 

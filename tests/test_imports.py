@@ -18,7 +18,19 @@ LAYERS = (
     ("models",),
     ("tasks", "evaluators", "pretrained", "figures"),
     ("experiment", "judges"),
-    ("train", "evaluate", "caption", "generate", "search", "image_files", "plan", "report"),
+    (
+        "train",
+        "signals",
+        "left_out",
+        "evaluate",
+        "caption",
+        "generate",
+        "search",
+        "image_files",
+        "plan",
+        "checkpoints",
+        "report",
+    ),
     ("command_line",),
 )
 PEERS = ({"tasks", "evaluators"}, {"data", "nn"}, {"data", "losses"}, {"nn", "losses"}, {"scores", "nn"})

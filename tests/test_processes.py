@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmgen_jax.core import step_folders
 from mmgen_jax.core.config import load_json
 from mmgen_jax.experiment import Experiment
 
@@ -30,6 +31,9 @@ def get_config(arg=None):
     config.steps, config.log_every = 2, 1
     if arg == "long":
         config.steps, config.evals = 100000, {{}}
+    if arg == "wild":
+        config.steps, config.evals, config.optimizer.learning_rate = 6, {{}}, 1e30
+        config.guard = dict(in_a_row=2, then="stop")
     return config
 """
 
@@ -234,10 +238,37 @@ def test_a_signal_to_one_stops_both(folder, script_env):
             processes[1].send_signal(signal.SIGTERM)
             break
     outputs = finish(processes)
-    assert [process.returncode for process in processes] == [130, 130], outputs
+    assert [process.returncode for process in processes] == [75, 75], outputs
     saved = int(state_of(folder / "stopped").step)
     assert saved < 100000
     assert all(f"Stopped and saved at step {saved}." in errors for _, errors in outputs)
+    # Both leave out a damaged step, and go on from the same older one.
+    checkpoints = folder / "stopped" / "checkpoints"
+    (checkpoints / str(saved) / "state" / "_METADATA").write_text("{}")
+    older = step_folders.steps(checkpoints)[-2]
+    processes = start_two(folder, "stopped", script_env, ":long")
+    said = []
+    for line in processes[0].stdout:
+        said.append(line)
+        if "GFLOP a step" in line:
+            processes[0].send_signal(signal.SIGTERM)
+            break
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    assert f"{saved} is damaged (state/_METADATA has 2 bytes of " in "".join(said)
+    assert f"resuming at step {older} " in "".join(said)
+    assert (checkpoints / f"{saved}.aside").is_dir()
+    assert int(state_of(folder / "stopped").step) > older
+
+
+def test_steps_that_are_not_finite_are_left_out_on_both(folder, script_env):
+    """Both stop at the same step, and the log has the examples of the whole batch."""
+    processes = start_two(folder, "wild", script_env, ":wild")
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    assert all("at step 3, the last of 2 steps in a row that were left out" in said for _, said in outputs)
+    entries = [json.loads(line) for line in (folder / "wild" / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["step"], len(set(entry["examples"]))) for entry in entries] == [(2, 8), (3, 8)]
 
 
 def test_flags_that_belong_together(folder, script_env):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from mmgen_jax.core import step_folders
+from mmgen_jax.core.checkpoint import CheckpointError
+from mmgen_jax.core.lock import Locked
 from mmgen_jax.core.writer import Writers
 from mmgen_jax.data.quarantine import TooManyBroken
 from mmgen_jax.experiment import WorkdirError
@@ -75,12 +79,12 @@ def at_step(monkeypatch, step, do):
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal(config, straight, same, tmp_path, monkeypatch, sent):
-    """The signal comes while step 3 is at work; step 4 is finished, saved, and the run goes on from there."""
+    """The signal comes while step 3 is at work; it is finished, saved, and the run goes on from there."""
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: os.kill(os.getpid(), sent))
-        with pytest.raises(Interrupted, match="saved at step 4"):
+        with pytest.raises(Interrupted, match="saved at step 3"):
             run(config, tmp_path)
-    assert (tmp_path / "checkpoints" / "4").is_dir()
+    assert (tmp_path / "checkpoints" / "3").is_dir()
     same(run(config, tmp_path), straight[0])
     assert reported(tmp_path) == reported(straight[1]) == [2, 4, 6, 8]
 
@@ -119,9 +123,66 @@ def test_a_gan_stopped_by_a_signal(load_config, same, tmp_path, monkeypatch):
     )
     with monkeypatch.context() as patch:
         at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Interrupted, match="saved at step 2"):
+        with pytest.raises(Interrupted, match="saved at step 1"):
             run(config, tmp_path / "stopped")
     same(run(config, tmp_path / "stopped"), straight)
+
+
+def test_a_damaged_checkpoint_costs_only_its_steps(config, straight, same, tmp_path):
+    """It is set aside, the one before is taken, and the end is the same; also from an older step by force, and from none."""
+    shutil.copytree(straight[1], tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert {p.name for p in checkpoints.iterdir()} == {"4", "8"}
+    (checkpoints / "8" / "facts" / "metadata").write_text("{}")
+    screen = Console(file=io.StringIO(), width=300)
+    same(train(config, tmp_path / "run", console=screen), straight[0])
+    said = screen.file.getvalue()
+    assert "8 is damaged (facts/metadata has 2 bytes of" in said and "It is now 8.aside." in said
+    assert "resuming at step 4" in said
+    assert reported(tmp_path / "run") == [2, 4, 6, 8]
+    same(run(config, tmp_path / "run", step=4), straight[0])
+    assert {p.name for p in checkpoints.iterdir()} == {"4", "8", "8.aside", "8.aside.2"}
+    for step in (4, 8):
+        shutil.rmtree(checkpoints / str(step) / "state")
+    same(run(config, tmp_path / "run"), straight[0])
+    assert reported(tmp_path / "run") == [2, 4, 6, 8]
+
+
+def test_saves_that_fail_end_the_run_only_after_several(config, straight, same, tmp_path, monkeypatch):
+    """Training goes on meanwhile, and says so."""
+    seal = step_folders.seal
+
+    def full_until(last):
+        def write(folder, step):
+            if step <= last:
+                raise OSError(28, "No space left on device")
+            seal(folder, step)
+
+        return write
+
+    brave = config.copy_and_resolve_references()
+    brave.checkpoint = {"every": 1, "keep": 2, "failures": 3}
+    screen = Console(file=io.StringIO(), width=300)
+    monkeypatch.setattr("mmgen_jax.core.step_folders.seal", full_until(3))
+    same(train(brave, tmp_path / "brave", console=screen), straight[0])
+    assert screen.file.getvalue().count("could not be saved: No space left on device") == 3
+    monkeypatch.setattr("mmgen_jax.core.step_folders.seal", full_until(8))
+    with pytest.raises(CheckpointError, match="4 saves in a row failed"):
+        run(brave, tmp_path / "full")
+    assert reported(tmp_path / "full") == [2, 4]
+
+
+def test_a_second_run_in_one_workdir_is_refused(config, tmp_path, monkeypatch):
+    refused = []
+
+    def start_another():
+        with pytest.raises(Locked, match=f"{tmp_path} is in use by process {os.getpid()} "):
+            run(config, tmp_path)
+        refused.append(True)
+
+    at_step(monkeypatch, 2, start_another)
+    run(config, tmp_path)
+    assert refused
 
 
 def test_a_finished_run_does_not_train_again(config, straight, same):
@@ -171,15 +232,16 @@ def test_a_config_with_a_mistake_claims_no_workdir(config, tmp_path):
     assert not workdir.exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(config, tmp_path):
+def test_a_learning_rate_that_explodes_ends_the_run(config, tmp_path):
     wild = config.copy_and_resolve_references()
     wild.optimizer.update(name="sgd", learning_rate=1e30, clip_norm=0.0, warmup=0)
-    wild.checkpoint.every = 1
+    wild.checkpoint.every, wild.guard = 1, {"in_a_row": 2, "rollbacks": 2}
     with pytest.raises(
         FloatingPointError, match=r"The loss is (nan|inf) at step \d.*optimizer.learning_rate"
     ):
         run(wild, tmp_path)
-    assert [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()], "the last checkpoint stays"
+    # The first step's parameters are finite, and lead nowhere.
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "1.aside"}
 
 
 def test_a_collapse_ends_the_run_where_the_config_says_so(load_config, tmp_path):
@@ -225,7 +287,7 @@ def get_config(arg=None):
 
 
 def test_ctrl_c_on_the_script(tmp_path, script_env):
-    """Status 130, the state is saved, and the same command goes on to the end."""
+    """Status 75, the state is saved, and the same command goes on to the end."""
     path = str(ROOT / "configs" / "captioner_scenes.py")
     (tmp_path / "config.py").write_text(SCRIPT_CONFIG.format(path=path))
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(tmp_path / "config.py")]
@@ -237,7 +299,7 @@ def test_ctrl_c_on_the_script(tmp_path, script_env):
                 process.send_signal(signal.SIGINT)
                 break
         rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, rest + errors
+    assert process.returncode == 75, rest + errors
     assert "The same command goes on from there" in errors
     assert "Traceback" not in errors
     (saved,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())

@@ -12,7 +12,7 @@ import ml_collections
 from mmgen_jax.core import registry
 
 REQUIRED = ("seed", "steps", "task", "data", "optimizer", "mesh", "checkpoint", "log_every", "evals")
-OPTIONAL = ("writers", "judges")
+OPTIONAL = ("writers", "judges", "guard")
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:

@@ -1,10 +1,13 @@
-"""One training step, two modes: a compiler that cuts the program (jit), or a program a device (pmap)."""
+"""One training step, two modes: a compiler that cuts the program (jit), or a program a device (pmap); processes that agree."""
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from mmgen_jax.core.sharding import Layout
@@ -92,3 +95,37 @@ def compile_predict(fn: Callable, layout: Layout, param_shardings: Any, variable
         in_shardings=(param_shardings, variable_shardings, layout.batch, layout.replicated),
         out_shardings=layout.replicated,
     )
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true on any process; all must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def from_first(fn: Callable[[], Any]) -> Any:
+    """What `fn()`, called on process 0 alone, returns there, on every process: numbers, texts and lists of them; or its error.
+
+    For what must be the same for all, such as what is on a disk that changes. All processes must ask.
+
+    Raises:
+      whatever fn raises, on process 0; RuntimeError with its message elsewhere.
+    """
+    if jax.process_count() == 1:
+        return fn()
+    error, said = None, b""
+    if jax.process_index() == 0:
+        try:
+            said = json.dumps({"value": fn()}).encode()
+        except Exception as raised:
+            error, said = raised, json.dumps({"error": str(raised)}).encode()
+    sizes = multihost_utils.process_allgather(np.array(len(said), np.int32))
+    padded = np.zeros(int(sizes[0]), np.uint8)
+    padded[: len(said)] = np.frombuffer(said, np.uint8)
+    heard = json.loads(multihost_utils.process_allgather(padded)[0].tobytes())
+    if error is not None:
+        raise error
+    if "error" in heard:
+        raise RuntimeError(heard["error"])
+    return heard["value"]

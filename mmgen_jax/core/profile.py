@@ -31,7 +31,7 @@ class Profiler:
       folder: gets plugins/profile/<date>/perfetto_trace.json.gz, which ui.perfetto.dev opens, and what TensorBoard's
         profiler reads.
       steps: (first, last), as `parse` gives them; None traces nothing.
-      start: the step from which the run goes on, `end` its last one.
+      end: the run's last step.
       ledger: what tracing costs counts as "report", and not as a step.
       say: takes the line that tells where the trace is.
 
@@ -43,17 +43,15 @@ class Profiler:
         self,
         folder: Path,
         steps: tuple[int, int] | None,
-        start: int,
         end: int,
         ledger: Ledger,
         say: Callable[..., Any],
     ):
-        self._folder, self._ledger, self._say, self._tracing = folder, ledger, say, False
-        self._steps = steps if jax.process_index() == 0 else None
         if steps and steps[1] > end:
             raise ValueError(f"--profile {steps[0]}:{steps[1]}: the run ends at step {end}.")
-        if steps and steps[1] <= start:
-            say(f"no profile: step {steps[1]} was done before this start", highlight=False)
+        self._folder, self._ledger, self._say = folder, ledger, say
+        self._steps = steps if jax.process_index() == 0 else None
+        self._tracing, self._traced = False, False
 
     def step(self, step: int, fn: Callable[[Any, Any], Any], state: Any, batch: Any) -> Any:
         """`fn(state, batch)`, which is `step`; traced if it is one of the chosen."""
@@ -64,24 +62,26 @@ class Profiler:
             with self._ledger.phase("report"):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
-            self._tracing = True
+            self._tracing = self._traced = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             result = fn(state, batch)
-        if step == last:
+        if step == last and self._tracing:
             jax.block_until_ready(result)
-            self.close()
+            self._write()
         return result
 
     def close(self) -> None:
-        """Write the trace, if one is running."""
+        """Write the trace, if one is running; say so if none ever was."""
         if self._tracing:
-            self._tracing = False
-            with self._ledger.phase("report"):
-                jax.profiler.stop_trace()
-            traces = self._folder.rglob("perfetto_trace.json.gz")
-            newest = max(traces, key=lambda path: path.stat().st_mtime, default=self._folder)
-            self._say(
-                f"profile of steps {self._steps[0]} to {self._steps[1]}: {newest}; open it at https://ui.perfetto.dev",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._write()
+        elif self._steps and not self._traced:
+            self._say(f"no profile: this start made none of the steps {self._steps[0]} to {self._steps[1]}")
+
+    def _write(self) -> None:
+        self._tracing = False
+        with self._ledger.phase("report"):
+            jax.profiler.stop_trace()
+        traces = self._folder.rglob("perfetto_trace.json.gz")
+        newest = max(traces, key=lambda path: path.stat().st_mtime, default=self._folder)
+        steps = f"{self._steps[0]} to {self._steps[1]}"
+        self._say(f"profile of steps {steps}: {newest}; open it at https://ui.perfetto.dev")

@@ -15,6 +15,7 @@ class State:
       variables: what a network keeps besides its parameters, such as batch statistics.
       opt_state: the optimizer's state.
       ema: averaged parameters of the networks that want them.
+      guard: what core/guard.py knows of the last steps; {} in a State made by hand, which nothing guards.
     """
 
     step: jax.Array
@@ -23,6 +24,7 @@ class State:
     variables: dict
     opt_state: dict
     ema: dict
+    guard: dict = struct.field(default_factory=dict)
 
     @property
     def eval_params(self) -> dict:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +28,43 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+class Lines:
+    """Appends objects to a file, a line of JSON each; what a full disk does not take waits, and goes there once it does."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a+b", buffering=0)
+        # A line that a killed process left by half must not swallow the next one.
+        self._file.seek(max(self._file.seek(0, os.SEEK_END) - 1, 0))
+        self._waiting = b"" if self._file.read(1) in (b"", b"\n") else b"\n"
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._waiting += json.dumps(row).encode() + b"\n"
+        self._write()
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+    def close(self) -> None:
+        try:
+            self._write()
+        finally:
+            self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; what is none, such as the half line of a killed run, is left out."""
+
+    def rows():
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    return [row for row in rows() if isinstance(row, dict)]
+
+
 class JsonLines:
     """metrics.jsonl: one object a line, {"step", "time", name: value, ...}; a resumed run goes on after `start`."""
 
@@ -33,47 +72,38 @@ class JsonLines:
         path = workdir / "metrics.jsonl"
         if path.exists():
             _drop_after(path, start)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = Lines(path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         # JSON has no nan; null keeps the line readable by every parser.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
-        self._file.flush()
+        self._lines.add({"step": step, "time": round(time.time(), 3), **clean})
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Pictures are files in the workdir already."""
 
     def close(self) -> None:
-        self._file.close()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; half a line, which a killed run may leave, is left out."""
-    return [row for _, row in _rows(path) if row is not None]
-
-
-def _rows(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
-    """Each line, and what it says."""
-
-    def parse(line: str) -> dict[str, Any] | None:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return None
-        return row if isinstance(row, dict) else None
-
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [(line, parse(line)) for line in lines]
+        self._lines.close()
 
 
 def _drop_after(path: Path, start: int) -> None:
     """Drop what a killed run may leave: half a line, and steps after its last checkpoint, which come again."""
-    rows = _rows(path)
-    kept = [line for line, row in rows if row is not None and row["step"] <= start]
-    if len(kept) < len(rows):
+
+    def keep(line: bytes) -> bool:
+        try:
+            return json.loads(line)["step"] <= start
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    old = path.read_bytes()
+    new = b"".join(line + b"\n" for line in old.split(b"\n") if keep(line))
+    if old.startswith(new):
+        # What goes is the end, mostly, which can be cut off on a full disk too.
+        if old != new:
+            os.truncate(path, len(new))
+    else:
         part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part.write_bytes(new)
         part.replace(path)
 
 
@@ -182,6 +212,7 @@ class Writers:
     ):
         self.console = console or Console(file=sys.stdout, quiet=jax.process_index() != 0)
         self._writers: list[Any] = []
+        self._failing: set[str] = set()
         self._bar = None
         if jax.process_index() == 0:
             self._bar = Bar(steps, start, self.console)
@@ -194,7 +225,27 @@ class Writers:
 
     def __exit__(self, *error: object) -> None:
         for writer in self._writers:
-            writer.close()
+            with self._survived(writer):
+                writer.close()
+
+    @contextmanager
+    def _survived(self, writer: Any) -> Iterator[None]:
+        """A disk that is full or gone ends no training; it is told when that begins and when it is over."""
+        name = type(writer).__name__
+        try:
+            yield
+        except OSError as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                self.console.print(
+                    f"{name} cannot write ({error.strerror}); training goes on.",
+                    style="yellow",
+                    highlight=False,
+                )
+        else:
+            if name in self._failing:
+                self._failing.discard(name)
+                self.console.print(f"{name} writes again.", highlight=False)
 
     def progress(self, step: int) -> None:
         """Move the bar without a report."""
@@ -203,8 +254,10 @@ class Writers:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for writer in self._writers:
-            writer.scalars(step, values)
+            with self._survived(writer):
+                writer.scalars(step, values)
 
     def picture(self, step: int, name: str, path: Path) -> None:
         for writer in self._writers:
-            writer.picture(step, name, path)
+            with self._survived(writer):
+                writer.picture(step, name, path)

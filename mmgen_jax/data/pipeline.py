@@ -81,14 +81,14 @@ class Pipeline:
         path = self.workdir / f"quarantine{suffix}.jsonl"
         return Quarantine(path, len(source), source=name, max_share=self._max_broken)
 
-    def train(self, step: int) -> Iterator[Batch]:
-        """Training batches from `step` on, without end."""
+    def train(self, step: int, shift: int = 0) -> Iterator[Batch]:
+        """Training batches from `step` on, without end. shift: another order and augmentation for each number."""
         return loader(
             self.source,
             self._transforms,
             self.batch_size,
             step=step,
-            seed=self.seed,
+            seed=self.seed + shift,
             shuffle=self._shuffle,
             repeat=True,
             process=self.process,

@@ -55,10 +55,12 @@ class DcganGenerator(nn.Module):
 
     Attributes:
       image_size: side in pixels: 4 or 7 times a power of two.
-      width: features of the last hidden grid, half of the one before, and so on (ngf).
+      width: features of the grid of half the image's size, half of the one before, and so on (ngf).
       channels: of the image.
       z_features: Z, of the noise.
       text_features: what a sentence is projected to.
+      resize: each doubling copies a pixel to 2x2, for a 3x3 convolution in place of the transposed 4x4 one (Odena et al.,
+        Deconvolution and Checkerboard Artifacts, 2016), and the image is drawn from a hidden grid of its own size.
       dtype: of the computation; parameters, batch statistics and images are float32.
       axis_name: mapped axis over which batch statistics are averaged, in the per-device mode; else None.
     """
@@ -68,6 +70,7 @@ class DcganGenerator(nn.Module):
     channels: int = 3
     z_features: int = 100
     text_features: int = 128
+    resize: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -92,10 +95,15 @@ class DcganGenerator(nn.Module):
             side * side * width, use_bias=False, dtype=self.dtype, kernel_init=INIT, name="first"
         )
         x = rearrange(first(x), "b (h w d) -> b h w d", h=side, w=side)
+        kernel = 3 if self.resize else 4
         for i in range(doublings):
             x = nn.relu(norm(x, f"norm{i}"))
-            features = width // 2 ** (i + 1) if i + 1 < doublings else self.channels
-            x = Convolution(features, 4, "up", dtype=self.dtype, name=f"up{i + 1}")(x, train=train)
+            draws = i + 1 == doublings and not self.resize
+            features = self.channels if draws else width // 2 ** (i + 1)
+            x = Convolution(features, kernel, "up", dtype=self.dtype, name=f"up{i + 1}")(x, train=train)
+        if self.resize:
+            x = nn.relu(norm(x, f"norm{doublings}"))
+            x = Convolution(self.channels, 3, dtype=self.dtype, name="out")(x, train=train)
         return Generated((jnp.tanh(x.astype(jnp.float32)),), {}, ())
 
 

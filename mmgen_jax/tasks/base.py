@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 
+from mmgen_jax.core import guard, parallel
 from mmgen_jax.core import metrics as metrics_lib
-from mmgen_jax.core import parallel
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.core.optimizer import Optimizer
 from mmgen_jax.core.sharding import Layout
@@ -91,7 +91,7 @@ class Task:
             for name, tree in trained.items()
             if self.optimizer.of(name).ema
         }
-        return State(jnp.int32(0), rng, params, variables, opt_state, ema)
+        return State(jnp.int32(0), rng, params, variables, opt_state, ema, guard.start())
 
     def gradients(
         self, params: dict, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array
@@ -156,7 +156,8 @@ class Task:
         for name in grads.keys() & ema.keys():
             decay = jnp.minimum(self.optimizer.of(name).ema, (1.0 + step) / (10.0 + step))
             ema[name] = optax.incremental_update(params[name], ema[name], 1.0 - decay)
-        return state.replace(params=params, opt_state=opt_state, ema=ema)
+        seen = guard.see(state.guard, state.params, grads)
+        return state.replace(params=params, opt_state=opt_state, ema=ema, guard=seen)
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One update of every network through `loss`."""

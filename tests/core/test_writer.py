@@ -120,3 +120,36 @@ def test_wandb(tmp_path, monkeypatch):
     for start in (0, 2):
         write(tmp_path, names=("wandb",), start=start, steps=(start + 1,))
     assert (tmp_path / "wandb_id").read_text()
+
+
+def test_a_full_disk_costs_no_row(tmp_path):
+    """The rows wait, and are written once there is room, each whole and once; the run is told, and goes on."""
+
+    class Full:
+        """A disk with room for 30 bytes, until more is made."""
+
+        def __init__(self, file):
+            self.file, self.room = file, 30
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            taken = self.file.write(data[: self.room])
+            self.room -= taken
+            return taken
+
+        def close(self):
+            self.file.close()
+
+    screen = console()
+    with Writers(tmp_path, ("jsonl",), 10, 0, screen) as writers:
+        first = writers._writers[0]
+        first._lines._file = full = Full(first._lines._file)
+        for step in (1, 2, 3):
+            writers.scalars(step, {"a": 0.5})
+        full.room = 10**6
+        writers.scalars(4, {"a": 0.5})
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4]
+    said = screen.file.getvalue()
+    assert said.count("JsonLines cannot write (No space left on device); training goes on.") == 1
+    assert said.count("JsonLines writes again.") == 1

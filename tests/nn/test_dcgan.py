@@ -45,6 +45,22 @@ def test_sizes(size):
     assert discriminator["params"]["head"]["joined_conv"]["kernel"].shape == (1, 1, top + 128, top)
 
 
+@pytest.mark.parametrize("size", [28, 32])
+def test_resize(size):
+    """Copies and 3x3 convolutions, and a last hidden grid of the image's own size."""
+    generator = dcgan.make_generator(dtype=jnp.float32, image_size=size, width=8, resize=True)
+    image, variables = jax.eval_shape(
+        lambda: generator.init_with_output(jax.random.key(0), jnp.zeros((2, 100)), None, train=True)
+    )
+    params = variables["params"]
+    assert image.images[0].shape == (2, size, size, 3)
+    kernels = {name: part["kernel"].shape for name, part in params.items() if name.startswith(("up", "out"))}
+    first = params["first"]["kernel"].shape[1] // (49 if size == 28 else 16)
+    widths = [first // 2**i for i in range(len(kernels))]
+    ups = {f"up{i + 1}": (3, 3, widths[i], widths[i + 1]) for i in range(len(kernels) - 1)}
+    assert kernels == {**ups, "out": (3, 3, 4, 3)}
+
+
 @pytest.mark.parametrize(("shape", "told"), [((48, 48), "48x48"), ((32, 64), "32x64"), ((4, 4), "4x4")])
 def test_impossible_sizes(shape, told):
     discriminator = dcgan.make_discriminator(dtype=jnp.float32)
