@@ -25,6 +25,7 @@ COLOURS = dict(
     compile="#ef6c00",
     start="#8d6e63",
     lost="#c62828",
+    rolled_back="#ad1457",
     away="#e0e0e0",
 )
 STYLE = """
@@ -39,6 +40,7 @@ img { max-width: 100%; } pre { background: #f6f6f6; padding: 1em; overflow-x: au
 .big { font-size: 1.25em; } .grey { color: #777; }
 """
 PREDICTIONS = 8  # examples of each evaluation that the page shows
+SILENT = 6 * goodput.WRITE_EVERY  # seconds after which a run that writes nothing does not run any more
 
 
 def write(workdir: str | Path, out: Path | None = None) -> Path:
@@ -52,26 +54,26 @@ def write(workdir: str | Path, out: Path | None = None) -> Path:
       `out`.
 
     Raises:
-      FileNotFoundError: the workdir has no config.json or no time.jsonl; says what makes one.
+      FileNotFoundError: the workdir has no config.json; says what makes one.
     """
     workdir = Path(workdir)
     config = config_lib.load_json(workdir / "config.json")
-    starts = goodput.read(workdir / goodput.FILE)
+    starts = read_starts(workdir)
     metrics = workdir / "metrics.jsonl"
-    rows = read_rows(metrics) if metrics.exists() else []
-    step = max((row["step"] for row in rows), default=starts[-1].last if starts else 0)
+    rows = [row for row in read_rows(metrics) if "step" in row] if metrics.exists() else []
+    step = max([row["step"] for row in rows] + [start.last or 0 for start in starts[-1:]], default=0)
     name = html.escape(workdir.resolve().name)
-    about = (
-        f"{config.task.name}, step {step:,} of {config.steps:,}, written {time.strftime('%Y-%m-%d %H:%M %Z')}"
-    )
+    about = f"{config.task.name}, step {step:,} of {config.steps:,}; {state(starts)}. Page of {_when(time.time())}."
     parts = [
         f"<h1>{name}</h1><p class=grey>{html.escape(about)}</p>",
         _time(starts),
         _curves(rows),
-        _scores(rows),
+        _tables(workdir / "scores"),
+        _numbers(rows),
         _pictures(workdir / "figures"),
         _predictions(workdir / "predictions"),
         _section("Config", f"<pre>{html.escape(config_lib.to_json(config))}</pre>"),
+        _where(starts),
     ]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
@@ -82,8 +84,28 @@ def write(workdir: str | Path, out: Path | None = None) -> Path:
     return out
 
 
+def read_starts(workdir: Path) -> list[Start]:
+    """A run's starts; none of a run that an earlier version made."""
+    path = workdir / goodput.FILE
+    return goodput.read(path) if path.exists() else []
+
+
+def state(starts: Sequence[Start]) -> str:
+    """Whether a run runs, or how it ended."""
+    if not starts:
+        return "its time was not recorded"
+    last, silent = starts[-1], time.time() - starts[-1].ended
+    if last.end:
+        return last.end if last.end == "finished" else f"ended by {last.end.rstrip('. ')}"
+    if silent < SILENT:
+        return "it runs"
+    return f"it was killed, or hangs: no word since {_when(last.ended)}"
+
+
 def summary(starts: Sequence[Start]) -> str:
     """One line: what share of the time was steps that count."""
+    if not starts:
+        return "No time.jsonl here: a version of mmgen_jax that keeps none made this run."
     seconds = goodput.totals(starts)
     whole = sum(seconds.values())
     ran = whole - seconds["away"]
@@ -118,16 +140,18 @@ def _time(starts: Sequence[Start]) -> str:
         longest = max(sum(start.seconds.values()) for start in starts)
         lines = (
             (
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.began)),
-                f"{start.step:,} to {start.last:,}",
-                _duration(sum(start.seconds.values())),
-                _duration(start.seconds["lost"]),
-                _bar(start.seconds, max(longest, 1e-9)),
+                _when(start.began),
+                "" if start.step is None else f"{start.step:,} to {start.last:,}",
+                "" if start.ready is None else _duration(start.ready),
+                _duration(start.ended - start.began),
+                _duration(start.seconds["lost"] + start.seconds["rolled_back"]),
+                f"<div style='width: 400px'>{_bar(start.seconds, max(longest, 1e-9))}</div>",
+                html.escape(start.end or state([start])),
             )
             for start in starts
         )
-        heads = ("began", "steps", "time until the next", "lost", '<div style="width: 460px"></div>')
-        text += "<h3>Starts</h3>" + _table(heads, lines, numbers=(2, 3))
+        heads = ("began", "steps", "first step after", "ran", "lost", "until the next began", "end")
+        text += "<h3>Starts</h3>" + _table(heads, lines, numbers=(2, 3, 4))
     return _section("Time", text)
 
 
@@ -139,7 +163,35 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
         return _section("Curves", _image(figures.curves(Path(folder) / "curves.png", rows)))
 
 
-def _scores(rows: Iterable[Mapping[str, Any]]) -> str:
+def _tables(folder: Path) -> str:
+    """The newest table of each evaluation, and its signature: what a run prints at its end."""
+
+    def text(value: float | None) -> str:
+        return "" if value is None else f"{value:.5g}"
+
+    parts = ""
+    for path in _newest(folder.glob("*.json")).values():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # it is being written
+            continue
+        lines = (
+            (
+                html.escape(name),
+                text(row["value"]),
+                " .. ".join(map(text, row["interval"] or ())),
+                text(row["floor"]),
+                text(row["ceiling"]),
+            )
+            for name, row in found["rows"].items()
+        )
+        heads = ("", "value", "95 % interval", "floor", "ceiling")
+        parts += f"<h3>{html.escape(path.stem)}</h3>" + _table(heads, lines, numbers=(1, 2, 3, 4))
+        parts += f"<p class=grey>{html.escape(found['signature'])}</p>" if found["signature"] else ""
+    return _section("Scores", parts)
+
+
+def _numbers(rows: Iterable[Mapping[str, Any]]) -> str:
     """The last value of every number."""
     last = {
         name: (value, row["step"])
@@ -176,12 +228,25 @@ def _predictions(folder: Path) -> str:
     return _section("Predictions", text)
 
 
+def _where(starts: Sequence[Start]) -> str:
+    """Machines and versions, from the first start on which had them."""
+    lines, before = [], None
+    for start in starts:
+        facts = {**start.facts.get("versions", {})}
+        facts |= {key: value for key, value in start.facts.items() if key != "versions"}
+        if facts != before:
+            text = ", ".join(f"{key} {value}" for key, value in facts.items())
+            lines.append((_when(start.began), html.escape(text)))
+        before = facts
+    return _section("Versions", _table(("from", ""), lines)) if before else ""
+
+
 def _newest(paths: Iterable[Path]) -> dict[str, Path]:
     """{kind: path}: samples_000100.png and samples_000200.png are of one kind."""
     found = {}
-    for path in sorted(paths):
+    for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
         found[re.sub(r"_\d+(?=\.\w+$)", "", path.name)] = path
-    return found
+    return dict(sorted(found.items()))
 
 
 def _section(title: str, text: str) -> str:
@@ -225,6 +290,10 @@ def _key(kind: str) -> str:
 def _image(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(path.stem)}" src="data:image/{path.suffix[1:]};base64,{data}">'
+
+
+def _when(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(moment))
 
 
 def _duration(seconds: float) -> str:

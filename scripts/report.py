@@ -27,10 +27,9 @@ def parse() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     check_out(args.out)
     from mmgen_jax import report
-    from mmgen_jax.core import goodput
 
     path = report.write(args.workdir, args.out)
-    print(report.summary(goodput.read(args.workdir / goodput.FILE)))
+    print(report.summary(report.read_starts(args.workdir)))
     print(path)
 
 
