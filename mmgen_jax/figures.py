@@ -274,6 +274,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], columns: int = 4) -> P
         axis.legend(fontsize=7)
     for axis in axes[len(order) :]:
         axis.axis("off")
+    figure.supxlabel("step", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     figure.savefig(part, dpi=90, format="png")

@@ -204,7 +204,10 @@ def _numbers(rows: Iterable[Mapping[str, Any]]) -> str:
         for name, (value, step) in sorted(last.items())
         if value is None or isinstance(value, int | float)
     )
-    return _section("Last numbers", _table(("", "value", "at step"), lines, numbers=(1, 2))) if last else ""
+    if not last:
+        return ""
+    table = _table(("", "value", "at step"), lines, numbers=(1, 2))
+    return _section("Last numbers", f"<details><summary>all {len(last)}</summary>{table}</details>")
 
 
 def _pictures(folder: Path) -> str:

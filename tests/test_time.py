@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from mmgen_jax import figures
 from mmgen_jax.core import goodput
 from mmgen_jax.core.profile import parse
 from mmgen_jax.train import train
@@ -30,11 +32,6 @@ def get_config(arg=None):
 """
 
 
-def first_step(start):
-    """Seconds from a process's start to the end of the work before its first step."""
-    return sum(start.seconds[kind] for kind in ("start", "compile", "data"))
-
-
 @pytest.fixture(scope="module")
 def restarted(tmp_path_factory, script_env):
     """(workdir, outputs, wall seconds) of scripts/train.py, and once more from its first checkpoint."""
@@ -48,7 +45,7 @@ def restarted(tmp_path_factory, script_env):
     outputs, walls = [], []
     for more in (["--profile", "3:4"], []):
         begin = time.time()
-        done = subprocess.run([*command, *more], env=env, capture_output=True, text=True, timeout=200)
+        done = subprocess.run([*command, *more], env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         walls.append(time.time() - begin)
         outputs.append(done.stdout)
@@ -58,22 +55,27 @@ def restarted(tmp_path_factory, script_env):
     return folder / "run", outputs, walls
 
 
-def test_a_restart_reaches_its_first_step_in_half_the_time(restarted):
+def test_a_restart_reads_what_the_first_start_compiled(restarted):
+    """docs/time.md has the times of the quickstart; here other tests share the machine, so the bound on the whole is wide."""
     workdir, outputs, _ = restarted
     assert "resuming at step 2" in outputs[1]
     first, again = goodput.read(workdir / goodput.FILE)
-    assert first_step(again) < 0.5 * first_step(first)
+    assert again.seconds["compile"] < 0.5 * first.seconds["compile"]
+    assert again.ready < 0.75 * first.ready
     assert list((workdir / "compilation_cache").rglob("jit_*"))
 
 
 def test_every_second_is_accounted_for(restarted):
-    """Beside what the operating system and the interpreter take before and after."""
+    """The kinds' sum is the wall time, but for what the interpreter takes to go away."""
     workdir, _, walls = restarted
     starts = goodput.read(workdir / goodput.FILE)
     for start, wall in zip(starts, walls, strict=True):
         ran = start.ended - start.began
         assert sum(start.seconds.values()) - start.seconds["away"] == pytest.approx(ran, abs=0.1)
         assert wall - 2.0 - 0.2 * wall < ran < wall + 0.1
+        assert start.end == "finished" and start.facts["versions"]["jax"]
+    whole = starts[-1].ended - starts[0].began
+    assert sum(goodput.totals(starts).values()) == pytest.approx(whole, abs=0.2)
     assert (starts[0].step, starts[0].last, starts[1].step, starts[1].last) == (0, 4, 2, 4)
     assert starts[0].seconds["lost"] > 0 and starts[1].seconds["lost"] == 0
     assert all(starts[1].seconds[kind] > 0 for kind in ("start", "compile", "step", "save", "report"))
@@ -94,7 +96,7 @@ def test_a_profile_of_chosen_steps(restarted):
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     steps = {event["args"]["step_num"] for event in events if event.get("name") == "train"}
     assert steps == {"3", "4"}
-    assert all({"ph", "pid"} <= event.keys() for event in events)
+    assert all({"ph", "pid"} <= event.keys() for event in events if event)
 
 
 def test_a_profile_that_cannot_be(load_config, tmp_path):
@@ -104,3 +106,22 @@ def test_a_profile_that_cannot_be(load_config, tmp_path):
     assert parse("3:3") == (3, 3) and parse(None) is None
     with pytest.raises(ValueError, match="--profile 8:9: the run ends at step 8"):
         train(load_config(), tmp_path, console=Console(file=io.StringIO()), profile=(8, 9))
+
+
+def test_curves_that_cannot_be_drawn_end_no_run(load_config, tmp_path, monkeypatch):
+    """And a profile of steps that were done before is told, and not waited for."""
+
+    def broken(*args):
+        raise RuntimeError("no letters")
+
+    monkeypatch.setattr(figures, "curves", broken)
+    config = load_config(steps=2, log_every=1, checkpoint={"every": 1})
+    for expected in (
+        "the curves could not be drawn: no letters",
+        "no profile: this start made none of the steps 1 to 2",
+    ):
+        screen = io.StringIO()
+        train(
+            config, tmp_path, console=Console(file=screen), profile=(1, 2) if "profile" in expected else None
+        )
+        assert expected in re.sub(r"\s+", " ", screen.getvalue())
