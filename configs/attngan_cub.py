@@ -37,7 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     steps, batch_size, sizes, width = arg.steps, arg.batch_size, (64, 128, 256), 32
     if arg.tiny:
-        steps, batch_size, sizes, width, arg.matcher, arg.damsm = 4, 8, (8, 16, 32), 4, "", 0.0
+        steps, batch_size, sizes, width, arg.matcher = 4, 8, (8, 16, 32), 4, ""
     like = sibling(__file__, arg.like)(f"{'tiny,' if arg.tiny else ''}path={arg.path}")
     size, max_len = sizes[-1], like.task.model.text.max_len
     larger = f"decode | resize({size * 76 // 64})"
@@ -47,9 +47,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         batch_size=2 * batch_size,
     )
     evals = dict(samples=dict(name="samples", **test, words=2, every=max(steps // 50, 1)))
-    judges, matcher = {}, None
+    judges, matchers = {}, {}
     if not arg.tiny:
-        matcher = dict(like.task.model, init_from=arg.matcher, loss=like.task.loss)
+        damsm = dict(like.task.model, weight=arg.damsm, init_from=arg.matcher, loss=like.task.loss)
+        matchers = dict(damsm=damsm)
         judges = dict(inception=dict(name="inception", weights=arg.inception))
         evals["quality"] = dict(
             name="images", **test, n=29_330, scores=("fid", "inception_score"), every=steps // 5
@@ -63,8 +64,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 text=dict(like.task.model.text, dropout=0.0, init_from=arg.matcher, train=arg.tiny),
                 generator=dict(name="attngan", image_sizes=sizes, width=width, blocks=2, augmented=100),
                 discriminator=dict(name="attngan", width=2 * width),
-                matcher=matcher,
-                loss=dict(name="non_saturating", matching=1.0, kl=1.0, damsm=arg.damsm),
+                matchers=matchers,
+                loss=dict(name="non_saturating", matching=1.0, kl=1.0),
                 dtype="float32" if arg.tiny else "bfloat16",
             ),
             data=dict(

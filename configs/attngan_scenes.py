@@ -21,9 +21,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg = parse_arg(
         arg, tiny=False, matcher="runs/damsm_scenes", reader="", steps=1600, batch_size=32, seed=0
     )
-    steps, batch_size, sizes, width, damsm, length = arg.steps, arg.batch_size, (16, 32, 64), 16, 5.0, 1000
+    steps, batch_size, sizes, width, length = arg.steps, arg.batch_size, (16, 32, 64), 16, 1000
     if arg.tiny:
-        steps, batch_size, sizes, width, damsm, length, arg.matcher = 4, 8, (8, 16, 32), 4, 0.0, 16, ""
+        steps, batch_size, sizes, width, length, arg.matcher = 4, 8, (8, 16, 32), 4, 16, ""
     like = sibling(__file__, "damsm_scenes")("tiny" if arg.tiny else "")
     max_len = like.task.model.text.max_len
 
@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             test=evaluation("reading", "test"),
             unseen=evaluation("reading", "compositional"),
         )
-    matcher = None if arg.tiny else dict(like.task.model, init_from=arg.matcher, loss=like.task.loss)
+    damsm = dict(like.task.model, weight=5.0, init_from=arg.matcher, loss=like.task.loss)
     return ml_collections.ConfigDict(
         dict(
             seed=arg.seed,
@@ -52,13 +52,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 generator=dict(name="attngan", image_sizes=sizes, width=width, blocks=1, augmented=4 * width),
                 # Without batch statistics and with R1, as configs/dcgan_scenes.py says why.
                 discriminator=dict(name="attngan", width=width, batch_norm=False),
-                matcher=matcher,
+                matchers={} if arg.tiny else dict(damsm=damsm),
                 loss=dict(
                     name="non_saturating",
                     matching=2.0,
                     mismatches=7,
                     kl=0.1,
-                    damsm=damsm,
                     penalty=dict(name="r1_estimate", weight=0.01, every=4),
                 ),
             ),

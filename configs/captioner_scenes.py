@@ -17,8 +17,9 @@ MAX_LEN = 23  # the grammar's longest caption has 22 words; the end is one more
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), steps, batch_size."""
-    arg = parse_arg(arg, tiny=False, steps=1900, batch_size=64)
+    """Arguments: tiny (seconds, for tests), matcher (a small one that leads configs/dcgan_scenes.py, for 32 pixels),
+    steps, batch_size."""
+    arg = parse_arg(arg, tiny=False, matcher=False, steps=1900, batch_size=64)
     steps, batch_size, size, length = arg.steps, arg.batch_size, 64, 1000
     # Seven captions in a thousand lose their last words in training; the others are a sixth cheaper to learn from.
     cut = 19
@@ -37,6 +38,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg.tiny:
         encoder.update(widths=(8, 16))
         decoder.update(features=32, embed_features=16, attention_features=16)
+
+    if arg.matcher:
+        size, cut = 32, MAX_LEN
+        encoder.update(widths=(64, 128))
 
     def scenes(split, **more):
         return dict(name="scenes", split=split, size=size, **more)
@@ -63,7 +68,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 decode=dict(max_len=MAX_LEN, beam=5),
             ),
             data=dict(
-                source=scenes("train"),
+                source=scenes("train", minimal_pairs=arg.matcher),
                 transforms=f"caption(max_len={cut}, per_image=2)",
                 batch_size=batch_size,
                 tokenizer=dict(name="words", min_count=1, examples=2000),

@@ -5,7 +5,8 @@ python scripts/train.py --config configs/classifier_digits.py:folder=DIR --workd
 DIR holds MNIST's train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz. Stacks of the first nine tenths of the digits
 are trained on, stacks of the last tenth are the test. The same small network reads each colour by itself.
 Paper: Metz et al., Unrolled Generative Adversarial Networks, 2017, section 3.3.1.
-Reached after 600 steps (seed 0, 2026-11-21): 97.4 % of the digits of held-out stacks right. The whole run has not been made.
+Reached (seed 0, 2.5 minutes on one core of an AMD EPYC that others used too; 2026-11-21): 99.0 % of the digits of stacks of
+held-out digits right, all three of 97.1 %.
 """
 
 import ml_collections

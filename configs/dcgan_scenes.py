@@ -20,20 +20,21 @@ from mmgen_jax.core.config import parse_arg, sibling
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (a minute, for tests; without matcher and judge), matcher (a run of configs/damsm_scenes.py), reader (the
-    run that judges), steps, batch_size."""
+    """Arguments: tiny (a minute, for tests; without matchers and judge), matcher (a run of configs/damsm_scenes.py), captioner (a
+    run of configs/captioner_scenes.py:matcher), reader (the run that judges), steps, batch_size."""
     arg = parse_arg(
         arg,
         tiny=False,
         matcher="runs/damsm_scenes",
+        captioner="runs/captioner_scenes_32",
         reader="runs/classifier_scenes",
-        steps=7500,
+        steps=8000,
         batch_size=64,
     )
-    steps, batch_size, size, n, width, features = arg.steps, arg.batch_size, 32, 1000, 32, 128
+    steps, batch_size, size, n, width = arg.steps, arg.batch_size, 32, 1000, 32
     if arg.tiny:
-        steps, batch_size, n, width, features, arg.matcher = 4, 8, 16, 8, 16, ""
-    like = sibling(__file__, "damsm_scenes")("")
+        steps, batch_size, n, width, arg.matcher, arg.captioner = 4, 8, 16, 8, "", ""
+    like = sibling(__file__, "damsm_scenes")("tiny" if arg.tiny else "")
     max_len = like.task.model.text.max_len
 
     def scenes(split, **more):
@@ -46,42 +47,36 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     evals = dict(samples=dict(name="samples", **drawn("test"), every=max(steps // 16, 1)))
     if not arg.tiny:
         evals |= dict(
-            val=dict(name="reading", **drawn("val"), every=steps // 15),
+            val=dict(name="reading", **drawn("val"), every=steps // 16),
             # Captions of scenes with one object; those of more are in `test` and `unseen`, by the objects that they name.
             one=dict(name="reading", **drawn("test") | dict(source=scenes("test", length=n, max_objects=1))),
             test=dict(name="reading", **drawn("test")),
             unseen=dict(name="reading", **drawn("compositional")),
         )
-    matcher = dict(like.task.model, init_from=arg.matcher, loss=like.task.loss) if arg.matcher else None
+    matchers = {}
+    if arg.matcher:
+        matchers["damsm"] = dict(like.task.model, weight=5.0, init_from=arg.matcher, loss=like.task.loss)
+    if arg.captioner:
+        reads = sibling(__file__, "captioner_scenes")("matcher")
+        matchers["captioning"] = dict(reads.task.model, weight=1.0, init_from=arg.captioner)
     return ml_collections.ConfigDict(
         dict(
             seed=0,
             steps=steps,
             task=dict(
                 name="text_to_image",
-                text=dict(
-                    name="text_rnn",
-                    cell="gru",
-                    features=features,
-                    embed_features=64,
-                    bidirectional=True,
-                    pool="max",
-                    max_len=max_len,
-                    init_from="",
-                    train=True,
-                ),
-                generator=dict(name="dcgan", image_size=size, width=width),
+                text=dict(like.task.model.text, init_from=arg.matcher, train=not arg.matcher),
+                generator=dict(name="dcgan", image_size=size, width=width, resize=True),
                 # Batch statistics would let the discriminator win by the backgrounds' fine patterns; then nothing is learnt. With
                 # R1 the game stays even: after the start it is right about three times of four.
                 discriminator=dict(
                     name="dcgan", width=width, condition="replicate", unconditional=True, batch_norm=False
                 ),
-                matcher=matcher,
+                matchers=matchers,
                 loss=dict(
                     name="non_saturating",
                     matching=2.0,
                     mismatches=7,
-                    damsm=1.0 if matcher else 0.0,
                     penalty=dict(name="r1_estimate", weight=0.02, every=4),
                 ),
             ),
@@ -94,10 +89,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             optimizer=dict(
                 name="adamw",
-                learning_rate=5e-4,
+                learning_rate=1e-3,
                 schedule="trapezoid",
                 options=dict(b1=0.0, b2=0.99),
-                networks=dict(generator=dict(learning_rate=3e-4, ema=0.999)),
+                networks=dict(generator=dict(learning_rate=2e-3, ema=0.999)),
             ),
             judges={} if arg.tiny else dict(reader=dict(name="run", workdir=arg.reader)),
             mesh=dict(data=-1, fsdp=1, tensor=1),

@@ -7,6 +7,7 @@ DIR holds MNIST's train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz. The
 of a sample; as in the papers 25,600 samples are counted.
 Papers: Metz et al., Unrolled Generative Adversarial Networks, 2017, section 3.3.1; Srivastava et al., VEEGAN, 2017 (the count);
 Mescheder et al., Which Training Methods for GANs Do Actually Converge?, 2018 (the penalty).
+Reached (seed 0, 9.3 minutes on one core of an AMD EPYC that others used too; 2026-11-21): 1,000 modes, KL 0.15.
 """
 
 import ml_collections

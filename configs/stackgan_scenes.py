@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     sizes = (16, 32, 64) if arg.joint else (32, 64) if arg.stage1 else (32,)
     width, augmented = (8, 16) if arg.tiny else (32, 64)
     reader = arg.reader or ("runs/classifier_scenes" if sizes[-1] == 32 else "runs/classifier_scenes_64")
-    given = f"matcher=,reader={reader},steps={arg.steps},batch_size={arg.batch_size}"
+    given = f"matcher=,captioner=,reader={reader},steps={arg.steps},batch_size={arg.batch_size}"
     config = sibling(__file__, "dcgan_scenes")(f"{'tiny,' if arg.tiny else ''}{given}")
     config.task.text.update(init_from=arg.stage1, train=not arg.stage1)
     generator = dict(name="stackgan", image_sizes=sizes, width=width, blocks=1, augmented=augmented)

@@ -1,7 +1,7 @@
 """Task: a network with its objective. The loop, the checkpoints and the sharding know no more of it than this."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,22 @@ def take_init_from(
     parts = {(network, name): part for name, part in model.items() if isinstance(part, dict)}
     found = {path: part.pop("init_from", "") for path, part in {(network,): model, **parts}.items()}
     return model, {path: source for path, source in found.items() if source}
+
+
+class Matcher(NamedTuple):
+    """How a finished model of a task leads a generator: it tells how badly drawn images show their texts, and learns nothing.
+
+    A file in tasks/ whose models can do so has `make_matcher(*, tokenizer, dtype, **model) -> Matcher`.
+
+    Attributes:
+      init: fn(rng, image, tokens) -> its variables, as the task's `networks` would make them. tokens: [B, C, T].
+      losses: fn(variables, image, tokens, *, weight, image_id, text_id, axis) -> nats, float32 [B], differentiable in the image.
+        image: float32 [B, H, W, 3] from -1 to 1; tokens: [B, T]. weight [B] is 0 for a row to be left out; rows of one image_id
+        or text_id, int32 [B], belong together where a loss compares rows, also those of other devices of the mapped `axis`.
+    """
+
+    init: Callable[..., dict]
+    losses: Callable[..., jax.Array]
 
 
 class Task:

@@ -15,7 +15,7 @@ from mmgen_jax.core.sharding import Layout
 from mmgen_jax.data import text
 from mmgen_jax.losses import sequence
 from mmgen_jax.models import captioner
-from mmgen_jax.tasks.base import DTYPES, Batch, Metrics, Task, take_init_from
+from mmgen_jax.tasks.base import DTYPES, Batch, Matcher, Metrics, Task, take_init_from
 
 NEXT = """
 Next:
@@ -46,6 +46,25 @@ def make_model(
     return captioner.Captioner(
         tower, writer, grid=grid, position=position, dropout=dropout, pixels=pixels, dtype=dtype
     )
+
+
+def make_matcher(*, tokenizer: Any, dtype: Any, **model: Any) -> Matcher:
+    """-log p(caption | image): the text is drawn so that it can be read again (MirrorGAN: Qiao et al., 2019, equation 9)."""
+    network = registry.call(
+        make_model, model, "task.matchers.captioning", vocab_size=tokenizer.vocab_size, dtype=dtype
+    )
+
+    def init(rng, image, tokens):
+        return network.init(rng, image, tokens[:, :, :-1])
+
+    def losses(variables, image, tokens, **ids):
+        del ids  # an image is read without a look at the others
+        logits, _ = network.apply(variables, 127.5 * (image + 1.0), tokens[:, None, :-1])
+        targets = tokens[:, 1:]
+        nats = sequence.cross_entropy(logits[:, 0], targets)
+        return jnp.sum(jnp.where(targets != tokenizer.pad, nats, 0.0), axis=-1)
+
+    return Matcher(init, losses)
 
 
 class Captioning(Task):

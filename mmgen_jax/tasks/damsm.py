@@ -14,7 +14,7 @@ from mmgen_jax.core.sharding import Layout
 from mmgen_jax.losses import damsm as losses
 from mmgen_jax.models import damsm
 from mmgen_jax.models.dual_encoder import unit
-from mmgen_jax.tasks.base import DTYPES, Batch, Task, take_init_from
+from mmgen_jax.tasks.base import DTYPES, Batch, Matcher, Task, take_init_from
 from mmgen_jax.tasks.contrastive import text_ids
 
 NEXT = """
@@ -29,6 +29,21 @@ def loss_options(
 ) -> dict[str, Any]:
     """What `task.loss` may hold, with the paper's numbers; see `losses.damsm.terms`."""
     return dict(gamma1=gamma1, gamma2=gamma2, gamma3=gamma3, block_size=block_size)
+
+
+def make_matcher(
+    *, tokenizer: Any, dtype: Any, loss: Mapping[str, Any] | None = None, **model: Any
+) -> Matcher:
+    """AttnGAN's: words and regions, the sentence and the image, among those of the batch. loss: see `loss_options`."""
+    options = registry.call(loss_options, loss or {}, "task.matchers.damsm.loss")
+    # Its batch statistics are those of its training, on any number of devices.
+    network = registry.call(damsm.make, model, "task.matchers.damsm", tokenizer=tokenizer, dtype=dtype)
+
+    def match(variables, image, tokens, **ids):
+        text = network.apply(variables, tokens, method="embed_text")
+        return damsm.match(network, variables, image, text, **ids, **options)
+
+    return Matcher(network.init, match)
 
 
 class Matching(Task):

@@ -19,13 +19,11 @@ from mmgen_jax.core.optimizer import Optimizer
 from mmgen_jax.core.sharding import Layout
 from mmgen_jax.core.state import State
 from mmgen_jax.losses import adversarial
-from mmgen_jax.models import damsm
 from mmgen_jax.models.text_to_image import TextEncoder, interpolate
 from mmgen_jax.nn.diff_augment import diff_augment
 from mmgen_jax.nn.text_conditioning import Generated, Judged, Text
-from mmgen_jax.tasks.base import DTYPES, Batch, Metrics, Task, take_init_from
+from mmgen_jax.tasks.base import DTYPES, Batch, Matcher, Metrics, Task, take_init_from
 from mmgen_jax.tasks.contrastive import text_ids
-from mmgen_jax.tasks.damsm import loss_options
 
 WATCHED = 8  # samples of one caption whose distances the collapse watch measures
 VALUES = ("pixels", "points")
@@ -33,7 +31,7 @@ UPDATES = ("alternating", "simultaneous")
 
 NEXT = """
 Next:
-  python scripts/generate.py --workdir {workdir} "a small red circle above a large blue square" --n 8 --out samples/
+  python scripts/generate.py --workdir {workdir} --n 8 --out samples/    # its own captions; or name yours: "a red circle"
   python scripts/evaluate.py --workdir {workdir}      # the scores again, or with --split another data set's
   ls {workdir}/figures                                # a picture of the same captions and noise at each evaluation
 """
@@ -71,7 +69,6 @@ class Loss(NamedTuple):
       mismatches: so many other examples' texts, each of which it refuses for itself. One more costs only the last layers.
       interpolation: weight of generated images for texts half-way between two examples' (Reed et al., 2016, GAN-INT).
       kl: weight of the conditioning augmentation's divergence from the normal distribution (StackGAN).
-      damsm: weight of the frozen matcher's loss (AttnGAN's lambda).
       penalty: see `Penalty`; None for none.
     """
 
@@ -81,7 +78,6 @@ class Loss(NamedTuple):
     mismatches: int = 1
     interpolation: float = 0.0
     kl: float = 1.0
-    damsm: float = 0.0
     penalty: Mapping[str, Any] | None = None
 
 
@@ -126,8 +122,9 @@ class TextToImage(Task):
         `init_from` which run or file it starts from, `train` False freezes it. None for an unconditional model.
       generator, discriminator: `name` of a file in nn/ (dcgan, resnet_gan, stackgan, attngan, mlp_gan) and its fields; the
         generator's `init_from` says which run it starts from.
-      matcher: a finished run of configs/damsm_*.py that tells the generator how well words and regions match: the model of that
-        config with `init_from`, the run's folder, and its `loss` options. It stands in the State as "matcher", frozen.
+      matchers: finished runs that tell the generator how well images show their texts, by their task: {"damsm": {"weight":
+        AttnGAN's lambda, "init_from": the run's folder, and the model of its config}, "captioning": ...}. They
+        stand in the State as "damsm_matcher" and so on, frozen.
       loss: see `Loss`.
       update: "alternating": the generator answers to the discriminator after its update, as in the paper; "simultaneous": to the
         one before, whose forward pass then serves both.
@@ -146,7 +143,7 @@ class TextToImage(Task):
         generator: Mapping[str, Any],
         discriminator: Mapping[str, Any],
         loss: Mapping[str, Any],
-        matcher: Mapping[str, Any] | None = None,
+        matchers: Mapping[str, Any] | None = None,
         update: str = "alternating",
         discriminator_steps: int = 1,
         augment: Sequence[str] = (),
@@ -174,11 +171,13 @@ class TextToImage(Task):
         self.generator = _network("make_generator", generator, make)
         self.discriminator = _network("make_discriminator", discriminator, make)
         self._loss = registry.call(Loss, loss, "task.loss")
-        self.matcher = self._matching(matcher, context["tokenizer"], dtype) if matcher else None
-        if bool(self._loss.damsm) != bool(matcher) or (matcher and not self.text):
-            raise ValueError(
-                "task.loss.damsm and task.matcher belong together, with a text: a weight, and whose matching it weighs."
-            )
+        # {network: (its weight, the matcher)}
+        self._matchers = {
+            f"{name}_matcher": self._matcher(name, spec, context["tokenizer"], dtype)
+            for name, spec in (matchers or {}).items()
+        }
+        if self._matchers and not self.text:
+            raise ValueError("task.matchers say how well images show their texts: they need a task.text.")
         self._objective = registry.choose(adversarial.OBJECTIVES, self._loss.name, "adversarial loss")
         self._penalty = None
         if self._loss.penalty:
@@ -207,21 +206,27 @@ class TextToImage(Task):
         )
         return TextEncoder(tower, pool)
 
-    def _matching(self, spec: Mapping[str, Any], tokenizer: Any, dtype: Any) -> damsm.Damsm:
-        spec, found = take_init_from(spec, "matcher")
+    def _matcher(
+        self, name: str, spec: Mapping[str, Any], tokenizer: Any, dtype: Any
+    ) -> tuple[float, Matcher]:
+        module, where = registry.lookup("tasks", name), f"task.matchers.{name}"
+        if not hasattr(module, "make_matcher"):
+            raise ValueError(
+                f"{where}: models of this task lead no generator; those of damsm and captioning do."
+            )
+        spec, found = take_init_from(spec, f"{name}_matcher")
         if not found:
             raise ValueError(
-                "task.matcher has no init_from: an untrained matcher would lead the generator astray. Train one "
+                f"{where} has no init_from: an untrained matcher would lead the generator astray. Train one "
                 "(scripts/train.py --config configs/damsm_scenes.py --workdir runs/damsm_scenes) and name its folder."
             )
         self.init_from.update(found)
-        self.frozen |= {"matcher"}
-        self._matching_options = registry.call(loss_options, spec.pop("loss", {}), "task.matcher.loss")
-        # Its batch statistics are those of its training, on any number of devices.
-        return registry.call(damsm.make, spec, "task.matcher", tokenizer=tokenizer, dtype=dtype)
+        self.frozen |= {f"{name}_matcher"}
+        weight = spec.pop("weight", 1.0)
+        return weight, module.make_matcher(tokenizer=tokenizer, dtype=dtype, **spec)
 
     def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
-        keys = jax.random.split(rng, 5)
+        keys = jax.random.split(rng, 4 + len(self._matchers))
         networks, text = {}, None
         if self.text:
             if "tokens" not in batch:
@@ -241,8 +246,8 @@ class TextToImage(Task):
                 f"The generator draws {list(images[-1].shape[1:])} and the data's images are {list(batch['image'].shape[1:])}: "
                 "set image_size in task.generator and task.discriminator, or the size in data.transforms."
             )
-        if self.matcher:
-            networks["matcher"] = self.matcher.init(keys[4], batch["image"], batch["tokens"])
+        for (name, (_, matcher)), key in zip(self._matchers.items(), keys[4:], strict=True):
+            networks[name] = matcher.init(key, batch["image"], batch["tokens"])
         networks["discriminator"] = self.discriminator.init(keys[3], images, text, train=False)
         return networks
 
@@ -379,16 +384,18 @@ class TextToImage(Task):
 
         def generator_loss(after, generated):
             losses = self._generator_loss(after, real, generated, weights)
-            if self.matcher:
-                losses = losses.at[: len(weight)].add(self._loss.damsm * self._match(state, batch, generated))
-            return jnp.sum(jnp.where(weights > 0, losses, 0.0) * weights), losses
+            matches = self._match(state, batch, generated)
+            for name, match in matches.items():
+                losses = losses.at[: len(weight)].add(self._matchers[name][0] * match)
+            matches = {name: Mean.of(match, weight) for name, match in matches.items()}
+            return jnp.sum(jnp.where(weights > 0, losses, 0.0) * weights), (losses, matches)
 
-        (of_logits, of_generated), losses = jax.grad(generator_loss, argnums=(0, 1), has_aux=True)(
+        (of_logits, of_generated), (losses, matches) = jax.grad(generator_loss, argnums=(0, 1), has_aux=True)(
             after, generated
         )
         of_images = jax.tree.map(jnp.add, of_generated.images, pull_images(of_logits))
         (grad,) = pull_generator(of_generated._replace(images=of_images))
-        new = {"generator_loss": Mean.of(losses[: len(weight)], weight)}
+        new = {"generator_loss": Mean.of(losses[: len(weight)], weight), **matches}
         new.update(self._distances(state, batch, text, real_images, watch_key))
         # Divided by the number of examples, as the discriminator's: half-way texts add to that by their weight.
         grads, new = self._mean({"generator": grad}, new, "generator_loss")
@@ -438,8 +445,11 @@ class TextToImage(Task):
         )
 
     def _noise(self, rng: jax.Array, rows: int) -> jax.Array:
-        """z for the rows of this device: the same for an example on any number of devices."""
-        shape = (parallel.whole(rows, self.axis), self.generator.z_features)
+        return self._normal(rng, (rows, self.generator.z_features))
+
+    def _normal(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Noise for the rows of this device, [B, ...]: the same for an example on any number of devices."""
+        shape = (parallel.whole(shape[0], self.axis), *shape[1:])
         return parallel.own_rows(jax.random.normal(rng, shape, jnp.float32), self.axis)
 
     def _blurred(
@@ -451,9 +461,7 @@ class TextToImage(Task):
         std = self._blur.std * jnp.exp2(-step.astype(jnp.float32) / self._blur.half_life)
 
         def blurred(image, rng):
-            shape = (parallel.whole(len(image), self.axis), *image.shape[1:])
-            noise = parallel.own_rows(jax.random.normal(rng, shape, jnp.float32), self.axis)
-            return image + (std * noise).astype(image.dtype)
+            return image + (std * self._normal(rng, image.shape)).astype(image.dtype)
 
         return tuple(blurred(x, jax.random.fold_in(rng, i)) for i, x in enumerate(images))
 
@@ -510,20 +518,22 @@ class TextToImage(Task):
             losses += self._loss.kl * adversarial.kl(**generated.statistics)
         return losses
 
-    def _match(self, state: State, batch: Batch, generated: Generated) -> jax.Array:
-        """The frozen matcher's loss of what was drawn with the texts that were asked for. [B]"""
-        tokens, rows = batch["tokens"][:, 0], len(batch["mask"])
+    def _match(self, state: State, batch: Batch, generated: Generated) -> dict[str, jax.Array]:
+        """Each frozen matcher's losses of what was drawn with the texts that were asked for. {name: [B]}"""
+        if not self._matchers:
+            return {}
+        tokens, image = batch["tokens"][:, 0], generated.images[-1][: len(batch["mask"])]
         ids = {"weight": batch["mask"], "image_id": batch["index"], "text_id": text_ids(tokens)}
 
         def on_rows(rows, variables, axis):
             image, tokens, ids = rows
-            text = self.matcher.apply(variables, tokens, method="embed_text")
-            return damsm.match(
-                self.matcher, variables, image, text, **ids, **self._matching_options, axis=axis
-            )
+            return {
+                name: matcher.losses(variables[name], image, tokens, **ids, axis=axis)
+                for name, (_, matcher) in self._matchers.items()
+            }
 
-        variables = {"params": state.params["matcher"], **state.variables["matcher"]}
-        return parallel.by_rows(on_rows, self.layout)((generated.images[-1][:rows], tokens, ids), variables)
+        variables = {name: {"params": state.params[name], **state.variables[name]} for name in self._matchers}
+        return parallel.by_rows(on_rows, self.layout)((image, tokens, ids), variables)
 
     def _penalty_gradient(self, params, variables, reals, fakes, text, weight, rng):
         """-> (gradient of the penalty, summed over the rows, its mean over those where it is taken)."""

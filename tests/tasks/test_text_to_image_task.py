@@ -14,12 +14,14 @@ from mmgen_jax.core import optimizer as optimizer_lib
 from mmgen_jax.core import sharding
 from mmgen_jax.data.text import BOS, EOS, PAD, UNK
 from mmgen_jax.losses import adversarial
+from mmgen_jax.tasks import captioning
 from mmgen_jax.tasks.text_to_image import WATCHED, Collapsed, TextToImage
 
 B, T, V = 6, 6, 16
 TEXT = {"name": "text_rnn", "features": 8, "embed_features": 8, "max_len": T, "pool": "max"}
 DCGAN = {"name": "dcgan", "image_size": 16, "width": 4, "z_features": 8}
 LEARNING_RATE = 1.0
+TOKENIZER = SimpleNamespace(vocab_size=V, pad=PAD, eos=EOS)
 
 
 def make(text=TEXT, generator=None, discriminator=None, loss=None, optimizer=None, **options):
@@ -36,7 +38,7 @@ def make(text=TEXT, generator=None, discriminator=None, loss=None, optimizer=Non
         loss={"name": "hinge", **(loss or {})},
         optimizer=optimizer_lib.make(schedule="constant", steps=60, **optimizer),
         layout=sharding.make(devices=jax.devices()[:1]),
-        context={"tokenizer": SimpleNamespace(vocab_size=V, eos=EOS)},
+        context={"tokenizer": TOKENIZER},
         **options,
     )
 
@@ -299,27 +301,73 @@ def test_a_frozen_text_tower_stays():
     jax.tree.map(np.testing.assert_array_equal, after.params["text"], state.params["text"])
 
 
-def test_a_frozen_matcher_leads_the_generator():
-    """Its loss is added to the generator's alone; it stays as it is, and has no optimizer state. Its own tests hold its value."""
-    tower = {"name": "convnet", "widths": (4, 8), "blocks": 0, "pool": "none"}
-    text = {**TEXT, "bidirectional": True, "pool": "last"}
-    matcher = {"image": tower, "text": text, "embed_dim": 16, "init_from": "runs/damsm"}
+TOWER = {"name": "convnet", "widths": (4, 8), "blocks": 0}
+MATCHERS = {
+    "damsm": {
+        "image": {**TOWER, "pool": "none"},
+        "text": {**TEXT, "bidirectional": True, "pool": "last"},
+        "embed_dim": 16,
+        "weight": 5.0,
+        "init_from": "runs/damsm",
+    },
+    "captioning": {
+        "encoder": TOWER,
+        "decoder": {"name": "rnn", "features": 8, "embed_features": 8, "attention_features": 8},
+        "weight": 0.5,
+        "init_from": "runs/captioner",
+    },
+}
+
+
+def test_frozen_matchers_lead_the_generator():
+    """Their losses are added to the generator's alone; they stay as they are, and have no optimizer state."""
     batch, plain = make_batch(), make()
-    with_matcher = make(matcher=matcher, loss={"damsm": 5.0})
-    assert with_matcher.init_from == {("matcher",): "runs/damsm"}
-    state = start(with_matcher, batch)
-    assert "matcher" in state.params and "matcher" not in {**state.opt_state, **state.ema}
-    led, metrics = step(with_matcher, state, batch)
+    led_by_both = make(matchers=MATCHERS)
+    names = {"damsm_matcher": "runs/damsm", "captioning_matcher": "runs/captioner"}
+    assert led_by_both.init_from == {(name,): source for name, source in names.items()}
+    state = start(led_by_both, batch)
+    assert names.keys() <= state.params.keys()
+    assert not names.keys() & {**state.opt_state, **state.ema}.keys()
+    led, metrics = step(led_by_both, state, batch)
     drop = {
-        name: {k: v for k, v in getattr(state, name).items() if k != "matcher"}
-        for name in ("params", "variables")
+        part: {k: v for k, v in getattr(state, part).items() if k not in names}
+        for part in ("params", "variables")
     }
     alone, before = step(plain, state.replace(**drop), batch)
-    assert metrics["generator_loss"] > before["generator_loss"] + 1
+    added = 5.0 * metrics["damsm_matcher"] + 0.5 * metrics["captioning_matcher"]
+    assert metrics["generator_loss"] == pytest.approx(before["generator_loss"] + added, rel=1e-5)
     close(led.params["discriminator"], alone.params["discriminator"], rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, led.params["matcher"], state.params["matcher"])
+    for name in names:
+        jax.tree.map(np.testing.assert_array_equal, led.params[name], state.params[name])
     kernels = led.params["generator"]["first"]["kernel"], alone.params["generator"]["first"]["kernel"]
     assert np.abs(np.subtract(*kernels)).max() > 1e-6
+
+
+def test_a_captioner_leads_by_the_nats_of_its_words():
+    """As the captioner's own task counts them, on the bytes of the same picture; the gradient is that of the slope."""
+    batch = make_batch()
+    spec = {key: MATCHERS["captioning"][key] for key in ("encoder", "decoder")}
+    matcher = captioning.make_matcher(tokenizer=TOKENIZER, dtype=jnp.float32, **spec)
+    tokens, image = batch["tokens"][:, 0], batch["image"].astype(np.float32) / 127.5 - 1.0
+    variables = matcher.init(jax.random.key(0), batch["image"], batch["tokens"])
+    ids = {"weight": batch["mask"], "image_id": batch["index"], "text_id": batch["index"], "axis": None}
+
+    @jax.jit
+    def losses(image):
+        return matcher.losses(variables, image, tokens, **ids)
+
+    model = captioning.make_model(**spec, vocab_size=TOKENIZER.vocab_size)
+    logits, _ = model.apply(variables, batch["image"], batch["tokens"][:, :, :-1])
+    log_probs = np.asarray(jax.nn.log_softmax(logits[:, 0]), np.float64)
+    expected = [
+        -sum(log_probs[row, t - 1, word] for t, word in enumerate(words) if t and word)
+        for row, words in enumerate(np.asarray(tokens))
+    ]
+    np.testing.assert_allclose(losses(image), expected, rtol=1e-5)
+    slope = jax.jit(jax.grad(lambda image: losses(image).sum()))(image)
+    moved = 1e-2 * slope / jnp.linalg.norm(slope)
+    change = float(jnp.sum(losses(image + moved) - losses(image - moved)))
+    assert change == pytest.approx(2e-2 * float(jnp.linalg.norm(slope)), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -456,11 +504,13 @@ def test_a_run_may_stop_at_a_collapse():
         ),
         ({"generator": {"widht": 8}}, r'Unknown key "widht".*Did you mean "width"'),
         ({"augment": ("color",)}, r'Unknown policy of diff_augment "color". Did you mean "colour"'),
-        ({"loss": {"damsm": 5.0}}, r"task.loss.damsm and task.matcher belong together"),
+        ({"text": None, "matchers": MATCHERS}, r"task.matchers say .* need a task.text"),
+        ({"matchers": {"damsm": {"embed_dim": 8}}}, r"task.matchers.damsm has no init_from.*damsm_scenes"),
         (
-            {"loss": {"damsm": 5.0}, "matcher": {"embed_dim": 8}},
-            r"task.matcher has no init_from.*damsm_scenes",
+            {"matchers": {"contrastive": {}}},
+            r"task.matchers.contrastive: models of this task lead no generator",
         ),
+        ({"matchers": {"captions": {}}}, r'Unknown name "captions" in tasks/. Did you mean "captioning"'),
         ({"optimizer": {"accumulate": 2}}, r"takes a smaller batch"),
     ],
     ids=lambda value: str(value)[:20],
