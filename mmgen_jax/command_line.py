@@ -1,9 +1,11 @@
 """What the scripts share: starting JAX on one or many machines, and errors that a person can read."""
 
 import os
+import platform
 import re
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,36 @@ def start_jax(
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif distributed:
         jax.distributed.initialize()
+
+
+def keep_compiled(workdir: str | Path, chosen: str | None = None) -> None:
+    """Keep compiled programs, so that the next start reads what this one compiles. Of several processes the first writes.
+
+    Args:
+      workdir: keeps them in its compilation_cache/, unless JAX_COMPILATION_CACHE_DIR names another folder.
+      chosen: this folder, whatever else is said; "" keeps none.
+    """
+    if chosen == "":
+        jax.config.update("jax_enable_compilation_cache", False)
+    if chosen == "" or (chosen is None and jax.config.jax_compilation_cache_dir is not None):
+        return
+    folder = Path(chosen or Path(workdir) / "compilation_cache")
+    if jax.default_backend() == "cpu":
+        # XLA uses all that a processor can do; on another kind of processor the program could crash.
+        folder /= _processor()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Small programs too: a start compiles dozens of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _processor() -> str:
+    """A name for what the processor can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        features = platform.processor() or platform.node()
+    return f"{platform.machine()}_{zlib.crc32(features.encode()):08x}"
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The evaluators of a config, during training and on a finished checkpoint."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def run_evaluator(
     table: bool = False,
     label: str | None = None,
 ) -> tuple[dict[str, float], dict[str, Row], str]:
-    """Run one evaluator; write its numbers and its picture, and with `table` its predictions.
+    """Run one evaluator; write its numbers and its picture, and with `table` its predictions and scores/<label>_<step>.json.
 
     Args:
       label: of the files, default the evaluator's name.
@@ -94,10 +95,15 @@ def run_evaluator(
         writers.picture(step, f"{name}/figure", figure)
     if not table:
         return named, {}, ""
+    signature = evaluator.signature(step=step, **experiment.config.task.get("decode", {}))
+    rows = evaluator.table(scores)
     if first:
         evaluator.write(experiment.workdir / "predictions" / f"{stem}.jsonl")
-    signature = evaluator.signature(step=step, **experiment.config.task.get("decode", {}))
-    return named, evaluator.table(scores), signature
+        path = experiment.workdir / "scores" / f"{stem}.json"
+        path.parent.mkdir(exist_ok=True)
+        whole = {"rows": {key: row._asdict() for key, row in rows.items()}, "signature": signature}
+        path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    return named, rows, signature
 
 
 def print_table(name: str, rows: dict[str, Row], signature: str, console: Console) -> None:

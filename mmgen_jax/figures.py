@@ -1,4 +1,4 @@
-"""Pictures: attention (where a model looked for each word), contact sheets, grids of samples and their animation, points."""
+"""Pictures: attention (where a model looked for each word), contact sheets, grids of samples, points, curves."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -286,6 +286,57 @@ def scaling(path: Path, plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pat
         seconds.set_yscale("log")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+    return path
+
+
+def curves(path: Path, rows: Sequence[Mapping[str, Any]], columns: int = 4) -> Path:
+    """Write a PNG with a panel a score: its values over the steps, a line for each part of the run that reports it.
+
+    What was measured at one step only is left out. The file is replaced whole, so that a viewer never sees half of it.
+
+    Args:
+      path: the file to write.
+      rows: as in metrics.jsonl: {"step": 50, "train/loss": 1.2, "val/loss": ...}.
+      columns: panels side by side.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            part, slash, score = name.partition("/")
+            if slash and isinstance(value, int | float):
+                points.setdefault(score, {}).setdefault(part, []).append((row["step"], value))
+    lines = {
+        score: {part: values for part, values in parts.items() if len({step for step, _ in values}) > 1}
+        for score, parts in points.items()
+    }
+    # What training is about comes first, and how fast it went last.
+    speed = ("examples_per_s", "step_time", "data_wait", "mfu", "goodput")
+    order = sorted(
+        (score for score, parts in lines.items() if parts),
+        key=lambda score: (score in speed, score != "loss"),
+    )
+    columns = min(columns, max(len(order), 1))
+    height = -(-len(order) // columns) or 1
+    figure = Figure(figsize=(3.6 * columns, 2.5 * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(height, columns, squeeze=False).ravel()
+    for axis, score in zip(axes, order, strict=False):
+        for part, values in lines[score].items():
+            axis.plot(*zip(*values, strict=True), label=part, linewidth=1.2)
+        axis.set_title(_plain(score), fontsize=10)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    for axis in axes[len(order) :]:
+        axis.axis("off")
+    figure.supxlabel("step", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    figure.savefig(part, dpi=90, format="png")
+    part.replace(path)
     return path
 
 

@@ -2,8 +2,8 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
-from mmgen_jax.core import flops, parallel, registry, sharding
+from mmgen_jax import figures
+from mmgen_jax.core import flops, goodput, parallel, registry, sharding
 from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core.checkpoint import Checkpointer, NoCheckpoint, first_bad
+from mmgen_jax.core.goodput import Ledger
 from mmgen_jax.core.lock import Lock
+from mmgen_jax.core.profile import Profiler
 from mmgen_jax.core.state import State
-from mmgen_jax.core.writer import Writers
+from mmgen_jax.core.writer import Writers, read_rows
 from mmgen_jax.evaluate import print_table, run_evaluator
 from mmgen_jax.experiment import Experiment, check_workdir
 from mmgen_jax.left_out import LeftOut
@@ -32,15 +35,19 @@ def train(
     override: bool = False,
     step: int | None = None,
     console: Console | None = None,
+    profile: tuple[int, int] | None = None,
+    began: float | None = None,
 ) -> State:
     """Train until `config.steps`, from the newest checkpoint that is whole, where there is one.
 
     Args:
       config: see configs/.
-      workdir: gets config.json, metrics.jsonl, tokenizer.json, example.json, checkpoints/, figures/.
+      workdir: gets config.json, metrics.jsonl, time.jsonl, tokenizer.json, example.json, checkpoints/, figures/.
       override: go on in a workdir that a different config made.
       step: go on from this checkpoint; newer ones are set aside.
       console: where to print.
+      profile: (first, last) of the steps to trace, see core/profile.py.
+      began: `time.time()` from which the run's time counts, such as the start of the process; default now.
 
     Returns:
       The last state.
@@ -52,18 +59,27 @@ def train(
       FloatingPointError: too many steps in a row were not finite (see core/guard.py); the last checkpoint stays.
       Interrupted: SIGINT or SIGTERM came; a checkpoint of the last step is saved. The same call goes on from it.
     """
+    began = time.time() if began is None else began
     workdir, console = Path(workdir), console or Console(quiet=jax.process_index() != 0)
     check_workdir(workdir, config, override)
     experiment = Experiment(config, workdir)
     say = partial(console.print, highlight=False, soft_wrap=True)
     checkpointer = experiment.checkpointer(say=partial(say, style="yellow"))
-    with Lock(workdir), closing(checkpointer), Signals() as signals:
+    times = workdir / goodput.FILE if jax.process_index() == 0 else None
+    with (
+        Lock(workdir),
+        Ledger(times, began, goodput.here()) as ledger,
+        closing(Profiler(workdir / "profile", profile, config.steps, ledger, say)) as profiler,
+        closing(checkpointer),
+        Signals() as signals,
+    ):
         experiment.settle()
         checkpointer.tidy()
-        run = _Run(experiment, checkpointer, signals)
+        run = _Run(experiment, checkpointer, signals, ledger, profiler)
         state, tables = run.restore(step), None
         while tables is None:
             start, names = int(state.step), config.get("writers", ("jsonl",))
+            ledger.set_out(start)
             with Writers(workdir, names, config.steps, start, console) as writers:
                 size = sum(x.size for x in jax.tree.leaves(state.params))
                 say(f"{'resuming at step ' + str(start) if start else 'training'} in {workdir}: {size:,} parameters, "
@@ -99,9 +115,16 @@ class _Stuck(Exception):
 class _Run:
     """The loop, and what it needs beside the state."""
 
-    def __init__(self, experiment: Experiment, checkpointer: Checkpointer, signals: Signals):
+    def __init__(
+        self,
+        experiment: Experiment,
+        checkpointer: Checkpointer,
+        signals: Signals,
+        ledger: Ledger,
+        profiler: Profiler,
+    ):
         self.experiment, self.checkpointer, self.signals = experiment, checkpointer, signals
-        self.config = experiment.config
+        self.ledger, self.profiler, self.config = ledger, profiler, experiment.config
         self.compiled: tuple[Any, float] | None = None
         # Rollbacks in a row, and the furthest step at which one was needed.
         self.rollbacks, self.furthest = 0, 0
@@ -143,12 +166,14 @@ class _Run:
 
     def loop(self, state: State, writers: Writers) -> State:
         """From the state to the last step, which is on the disk when this returns."""
-        config, experiment, signals, start = self.config, self.experiment, self.signals, int(state.step)
-        shift = int(state.guard["shift"])
+        config, experiment, start = self.config, self.experiment, int(state.step)
+        signals, ledger, shift = self.signals, self.ledger, int(state.guard["shift"])
         batches = experiment.pipeline.train(start, shift)
 
-        def fetch(wait: Callable[[Iterator], Any] = next) -> Any:
-            return sharding.put_batch(wait(batches), experiment.layout)
+        def fetch() -> Any:
+            with ledger.phase("data"):
+                batch = next(batches)
+            return sharding.put_batch(batch, experiment.layout)
 
         def prepare() -> Any:
             # A run that was stopped while it evaluated does the rest of that first.
@@ -157,14 +182,15 @@ class _Run:
                 if not any(key.startswith(f"{name}/") for key in scores):
                     self._evaluate(name, state, start, writers)
             batch = fetch()
-            self.compiled = self.compiled or _compile(experiment, state, batch, writers.console.print)
+            with ledger.phase("compile"):
+                self.compiled = self.compiled or _compile(experiment, state, batch, writers.console.print)
             return batch
 
         batch = signals.unless_stopped(prepare)
         if batch is None:
             raise Interrupted(f"Stopped before step {start + 1}: there is nothing new to save.")
         step_fn, step_flops = self.compiled
-        clock = Clock(config.data.batch_size, step_flops)
+        clock = Clock(config.data.batch_size, step_flops, ledger)
         left_out = LeftOut(experiment, writers.console)
         previous, save, row, spoiled = None, False, 0, None
 
@@ -181,32 +207,32 @@ class _Run:
                         raise _Stuck(number, why, row, shift, start)
 
         for step in range(start + 1, config.steps + 1):
-            state, metrics = step_fn(state, batch)
+            ledger.at(step)
+            state, metrics = self.profiler.step(step, step_fn, state, batch)
             # The device works on step n; meanwhile the numbers of step n - 1 are read and the next batch is fetched.
             record()
             previous = step, metrics, batch
             last = step == config.steps
             # From here on the state is whole, whatever is given up to save it.
             if not last:
-                batch = signals.unless_stopped(lambda: fetch(clock.wait))
+                batch = signals.unless_stopped(fetch)
             writers.progress(step)
             evals = [] if last else self._due(step)
             scores: dict[str, float] = {}
             if evals:
-                with clock.pause():
-                    record()
-                    for name in evals:
-                        found = signals.unless_stopped(partial(self._evaluate, name, state, step, writers))
-                        scores.update(found[0] if found else {})
+                record()
+                for name in evals:
+                    found = signals.unless_stopped(partial(self._evaluate, name, state, step, writers))
+                    scores.update(found[0] if found else {})
             asked = signals.asked(step)
             best = self.checkpointer.best
             save |= bool(evals and best) and parallel.any_process(_has(scores, best))
             save |= last or asked.save or asked.stop or step % config.checkpoint.every == 0
             if save:
-                with clock.pause():
-                    record()
-                    # Not while steps are left out, if it can wait: the state may be what they fail for.
-                    if row == 0 or last or asked.stop:
+                record()
+                # Not while steps are left out, if it can wait: the state may be what they fail for.
+                if row == 0 or last or asked.stop:
+                    with ledger.phase("save"):
                         save, spoiled = False, first_bad(state)
                         if spoiled:
                             why = f"{spoiled} is not finite"
@@ -215,12 +241,17 @@ class _Run:
                                 raise _Stuck(step, why, row, shift, start)
                         else:
                             self.checkpointer.save(step, state, scores, wait=last or asked.stop)
+                            # What is done from here on is lost with a process that is killed, and nothing before.
+                            ledger.write()
                 if asked.save:
                     writers.console.print(f"step {step}: saved, because SIGUSR1 came", highlight=False)
             if asked.stop and not last:
                 saved = "" if spoiled else " and saved"
                 raise Interrupted(f"Stopped{saved} at step {step}. The same command goes on from there.")
-        self.checkpointer.wait()
+            if not last and (evals or step % config.checkpoint.every == 0):
+                self._draw_curves(writers)
+        with ledger.phase("save"):
+            self.checkpointer.wait()
         return state
 
     def tables(self, state: State, writers: Writers) -> dict[str, tuple]:
@@ -234,6 +265,8 @@ class _Run:
                     "Stopped after the last step, which is saved. The same command evaluates it."
                 )
             tables[name] = found
+        self._draw_curves(writers, last=True)
+        self.ledger.switch("report")
         return tables
 
     def _due(self, step: int) -> list[str]:
@@ -246,9 +279,10 @@ class _Run:
     ) -> tuple[dict, dict, str]:
         """Run one evaluator; a disk that takes none of its files costs its numbers, and not the run."""
         try:
-            return run_evaluator(
-                self.experiment, name, state.eval_params, state.variables, step, writers, table=table
-            )
+            with self.ledger.phase("evaluation"):
+                return run_evaluator(
+                    self.experiment, name, state.eval_params, state.variables, step, writers, table=table
+                )
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
@@ -264,10 +298,25 @@ class _Run:
         if step % self.config.log_every == 0:
             report = clock.report()
             writers.scalars(step, report)
+            self.ledger.write()
             advice = self.experiment.task.advise(step, report)
             if advice:
                 writers.console.print(f"step {step}: {advice}", style="yellow", highlight=False)
         return notice
+
+    def _draw_curves(self, writers: Writers, last: bool = False) -> None:
+        """Draw figures/curves.png anew, if pictures have not taken more than a hundredth of the time so far, or at the end."""
+        workdir, spent = self.experiment.workdir, self.ledger.spent()
+        enough = spent["report"] > 0.01 * sum(spent.values()) and not last
+        numbers = workdir / "metrics.jsonl"
+        if jax.process_index() != 0 or enough or not numbers.exists():
+            return
+        with self.ledger.phase("report"):
+            try:
+                figures.curves(workdir / "figures" / "curves.png", read_rows(numbers))
+            except Exception as error:  # no picture is worth a run
+                why = f"the curves could not be drawn: {error}"
+                writers.console.print(why, style="yellow", highlight=False)
 
 
 def _has(scores: Mapping[str, float], best: str) -> bool:
@@ -296,34 +345,17 @@ class Clock:
     Args:
       batch_size: N.
       step_flops: of one step on one device.
+      ledger: knows how long; evaluations, checkpoints and their like are no training time.
     """
 
-    def __init__(self, batch_size: int, step_flops: float):
-        self._batch_size, self._step_flops = batch_size, step_flops
+    def __init__(self, batch_size: int, step_flops: float, ledger: Ledger):
+        self._batch_size, self._step_flops, self._ledger = batch_size, step_flops, ledger
         self._peak = flops.peak(jax.devices()[0])
         self._reset()
 
     def _reset(self) -> None:
-        self._begin, self._waited, self._paused, self._steps = time.perf_counter(), 0.0, 0.0, 0
+        self._begin, self._steps = self._ledger.spent(), 0
         self._metrics: dict | None = None
-
-    def wait(self, batches: Iterator) -> Any:
-        """The next batch; the time until it comes counts as waiting for data."""
-        begin = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - begin
-        return batch
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Evaluations and checkpoints do not count as training time."""
-        begin, before = time.perf_counter(), self._begin
-        yield
-        spent = time.perf_counter() - begin
-        if self._begin == before:
-            self._paused += spent
-        else:
-            self._begin = time.perf_counter()
 
     def add(self, metrics: dict) -> None:
         self._steps += 1
@@ -331,11 +363,14 @@ class Clock:
 
     def report(self) -> dict[str, float]:
         """The numbers since the last report."""
-        seconds = max(time.perf_counter() - self._begin - self._paused, 1e-9)
+        spent = self._ledger.spent()
+        waited, stepped = (spent[kind] - self._begin[kind] for kind in ("data", "step"))
+        seconds = max(waited + stepped, 1e-9)
         values = {f"train/{name}": value for name, value in metrics_lib.compute(self._metrics).items()}
         values["train/examples_per_s"] = self._batch_size * self._steps / seconds
         values["train/step_time"] = seconds / self._steps
-        values["train/data_wait"] = self._waited / seconds
+        values["train/data_wait"] = waited / seconds
+        values["train/goodput"] = self._ledger.goodput()
         if self._peak:
             values["train/mfu"] = self._step_flops * self._steps / seconds / self._peak
         self._reset()

@@ -169,3 +169,27 @@ def test_points_and_their_modes(tmp_path):
     points[0], points[1], points[2] = 1e6, np.inf, np.nan
     far = pixels(figures.scatter(tmp_path / "z.png", points, modes, 0.05))
     assert far.shape == found.shape
+
+
+def test_curves(tmp_path):
+    """A panel for each score that was measured at two steps or more; null, text and single points do no harm."""
+    rows = [
+        {
+            "step": k,
+            "time": 1.0,
+            "train/loss": 1 / k,
+            "val/loss": None if k == 2 else 2.0,
+            "val/$x$": k,
+            "a": 1,
+        }
+        for k in range(1, 5)
+    ]
+    one = figures.curves(tmp_path / "figures" / "curves.png", [*rows, {"step": 9, "test/once": 1.0}])
+    two = figures.curves(tmp_path / "few.png", [{"step": 1, "time": 1.0, "train/loss": 3.0}])
+    panels = [np.asarray(Image.open(path).convert("L")) for path in (one, two)]
+    assert panels[0].shape[1] == 2 * panels[1].shape[1], "two panels, and one that stays empty"
+    dark = [(panel < 128).mean() for panel in panels]
+    assert dark[0] > 0.01 > 0.002 > dark[1], (
+        "nothing but the word under the axis where there is nothing to draw"
+    )
+    assert [path.name for path in one.parent.iterdir()] == ["curves.png"]

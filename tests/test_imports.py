@@ -29,6 +29,7 @@ LAYERS = (
         "image_files",
         "plan",
         "checkpoints",
+        "report",
     ),
     ("command_line",),
 )

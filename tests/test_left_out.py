@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mmgen_jax.core import parallel, sharding, step_folders
+from mmgen_jax.core import goodput, parallel, sharding, step_folders
 from mmgen_jax.data.pipeline import Pipeline
 from mmgen_jax.experiment import Experiment
 from mmgen_jax.tasks.base import Task
@@ -125,6 +125,9 @@ def test_one_parameter_that_is_nan(config, tmp_path, monkeypatch):
     assert [entry["tensor"] for entry in rows(tmp_path, "skipped.jsonl")] == ["params/model/head/bias"] * 2
     assert [row["step"] for row in rows(tmp_path) if "train/loss" in row] == list(range(1, 9))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    (start,) = goodput.read(tmp_path / goodput.FILE)
+    assert start.seconds["rolled_back"] > 0 and start.seconds["lost"] == 0
+    assert (start.step, start.last, start.end) == (0, 8, "finished")
     # A run that is resumed goes on with the same other data.
     seen.clear()
     more = config.copy_and_resolve_references()

@@ -28,6 +28,43 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+class Lines:
+    """Appends objects to a file, a line of JSON each; what a full disk does not take waits, and goes there once it does."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a+b", buffering=0)
+        # A line that a killed process left by half must not swallow the next one.
+        self._file.seek(max(self._file.seek(0, os.SEEK_END) - 1, 0))
+        self._waiting = b"" if self._file.read(1) in (b"", b"\n") else b"\n"
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._waiting += json.dumps(row).encode() + b"\n"
+        self._write()
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+    def close(self) -> None:
+        try:
+            self._write()
+        finally:
+            self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; what is none, such as the half line of a killed run, is left out."""
+
+    def rows():
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    return [row for row in rows() if isinstance(row, dict)]
+
+
 class JsonLines:
     """metrics.jsonl: one object a line, {"step", "time", name: value, ...}; a resumed run goes on after `start`."""
 
@@ -35,28 +72,18 @@ class JsonLines:
         path = workdir / "metrics.jsonl"
         if path.exists():
             _drop_after(path, start)
-        # What a full disk does not take waits here, and goes there once it does.
-        self._file, self._waiting = path.open("ab", buffering=0), b""
+        self._lines = Lines(path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         # JSON has no nan; null keeps the line readable by every parser.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n"
-        self._waiting += line.encode()
-        self._write()
-
-    def _write(self) -> None:
-        while self._waiting:
-            self._waiting = self._waiting[self._file.write(self._waiting) :]
+        self._lines.add({"step": step, "time": round(time.time(), 3), **clean})
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Pictures are files in the workdir already."""
 
     def close(self) -> None:
-        try:
-            self._write()
-        finally:
-            self._file.close()
+        self._lines.close()
 
 
 def _drop_after(path: Path, start: int) -> None:

@@ -144,7 +144,7 @@ def test_a_full_disk_costs_no_row(tmp_path):
     screen = console()
     with Writers(tmp_path, ("jsonl",), 10, 0, screen) as writers:
         first = writers._writers[0]
-        first._file = full = Full(first._file)
+        first._lines._file = full = Full(first._lines._file)
         for step in (1, 2, 3):
             writers.scalars(step, {"a": 0.5})
         full.room = 10**6
