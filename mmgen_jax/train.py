@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
+from mmgen_jax import peers
 from mmgen_jax.core import flops, parallel, registry, sharding
 from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core.checkpoint import Checkpointer, NoCheckpoint, first_bad
@@ -34,6 +35,8 @@ def train(
     console: Console | None = None,
 ) -> State:
     """Train until `config.steps`, from the newest checkpoint that is whole, where there is one.
+
+    Of several processes, one that fails alone ends at once, with its message, and the others follow; see peers.py.
 
     Args:
       config: see configs/.
@@ -57,7 +60,7 @@ def train(
     experiment = Experiment(config, workdir)
     say = partial(console.print, highlight=False, soft_wrap=True)
     checkpointer = experiment.checkpointer(say=partial(say, style="yellow"))
-    with Lock(workdir), closing(checkpointer), Signals() as signals:
+    with Lock(workdir), closing(checkpointer), Signals() as signals, peers.together():
         experiment.settle()
         checkpointer.tidy()
         run = _Run(experiment, checkpointer, signals)
