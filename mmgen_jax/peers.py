@@ -1,5 +1,6 @@
 """The processes of one run end together: when one fails or dies the others say so and stop, instead of waiting for it."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -76,25 +77,29 @@ def _status(ended: int) -> int:
 
 def listen() -> None:
     """Have this process end within seconds of another's failure, wherever it waits. Called once, after JAX has met the others."""
-    threading.Thread(target=_listen, daemon=True).start()
+    stop = threading.Event()
+    thread = threading.Thread(target=_listen, args=(stop,), daemon=True)
+    thread.start()
+    # No thread may be inside JAX when Python ends.
+    atexit.register(lambda: (stop.set(), thread.join()))
 
 
-def _listen() -> None:
-    client, me = distributed.global_state.client, distributed.global_state.process_id
-    while True:
+def _listen(stop: threading.Event) -> None:
+    me = distributed.global_state.process_id
+    while not stop.wait(1.0):
         try:
-            first = json.loads(client.blocking_key_value_get(f"{FAILED}/first", 3_600_000))
-            break
-        except (ValueError, RuntimeError) as error:
-            if "DEADLINE" not in str(error):
-                return  # the run has ended, or process 0 is gone, and JAX ends this one
-    # An error that all have is told by the main thread, and better.
-    time.sleep(_patience(me))
-    if first["process"] != me and str(me) not in _failed(client):
-        _end(
-            first["status"],
-            f"\nerror: This process ends because process {first['process']} did: {first['message']}",
-        )
+            if not _failed():
+                continue
+            # An error that all have is told by the main thread, and better.
+            if stop.wait(_patience(me)):
+                return
+            failed = _failed()
+        except (ValueError, RuntimeError):
+            return  # process 0 is gone, and JAX ends this one
+        if me in failed:
+            return
+        process, said = next(iter(failed.items()))
+        _end(said["status"], f"\nerror: This process ends because process {process} did: {said['message']}")
 
 
 def _patience(process: int) -> float:
@@ -102,9 +107,10 @@ def _patience(process: int) -> float:
     return GRACE if process else 2 * GRACE
 
 
-def _failed(client) -> set[str]:
-    """The processes that have said that they failed."""
-    return {key.rpartition("/")[2] for key, _ in client.key_value_dir_get(f"{FAILED}/by/")}
+def _failed() -> dict[int, dict]:
+    """{process: {"status", "message"}} of all that have said that they failed."""
+    found = distributed.global_state.client.key_value_dir_get(FAILED)
+    return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
 
 
 def _end(status: int, line: str = "") -> None:
@@ -129,37 +135,30 @@ def together() -> Iterator[None]:
     except (SystemExit, Interrupted):
         raise
     except BaseException as error:
-        client = distributed.global_state.client
-        if client is not None and not _shared(client, error):
+        if distributed.global_state.client is not None and not _shared(error):
             _end(errors.show(error))
         raise
 
 
-def _shared(client, error: BaseException) -> bool:
+def _shared(error: BaseException) -> bool:
     """Tell the others, and see whether all have an error. Where the others are gone this process ends here."""
     state = distributed.global_state
-    me, count = state.process_id, state.num_processes
     gone = not errors.on_purpose(error) and GONE.search(str(error)) is not None
     try:
         if gone:
-            # It may have said why, in which case `listen` ends this process with that.
-            client.blocking_key_value_get(f"{FAILED}/first", int(1000 * GRACE))
+            # Another may have said why, in which case `listen` ends this process with that.
+            time.sleep(GRACE)
+            if not _failed():
+                _end(_lost(str(error).splitlines()[0][:200]))
             time.sleep(3 * GRACE)
-        said = {
-            "process": me,
-            "status": errors.status_of(error),
-            "message": str(error) or type(error).__name__,
-        }
-        with contextlib.suppress(ValueError, RuntimeError):  # somebody was first
-            client.key_value_set(f"{FAILED}/first", json.dumps(said))
-        client.key_value_set(f"{FAILED}/by/{me}", "", allow_overwrite=True)
-        deadline = time.monotonic() + _patience(me)
+        said = {"status": errors.status_of(error), "message": str(error) or type(error).__name__}
+        state.client.key_value_set(f"{FAILED}/{state.process_id}", json.dumps(said), allow_overwrite=True)
+        deadline = time.monotonic() + _patience(state.process_id)
         while time.monotonic() < deadline:
-            if len(_failed(client)) == count:
+            if len(_failed()) == state.num_processes:
                 return True
             time.sleep(0.1)
-    except (ValueError, RuntimeError):
-        pass  # nobody said anything, or process 0, which keeps what was said, is gone
-    if gone:
-        _end(_lost(str(error).splitlines()[0][:200]))
+    except (ValueError, RuntimeError):  # process 0, which keeps what was said, is gone
+        if gone:
+            _end(_lost(str(error).splitlines()[0][:200]))
     return False
