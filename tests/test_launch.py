@@ -120,6 +120,21 @@ def test_slurm(tmp_path, status, restarts, requeued):
     assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if requeued else "")
 
 
+def test_a_stopped_slurm_job_is_not_requeued(tmp_path):
+    stub(tmp_path, "srun", "trap 'exit 75' TERM; echo up; while :; do sleep 0.05; done")
+    stub(tmp_path, "scontrol", f"touch {tmp_path}/requeued")
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    process = subprocess.Popen([LAUNCH / "slurm.sh"], env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "up\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 75
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "requeued").exists()
+
+
 def test_tpu_vm(tmp_path):
     """With gcloud's ssh as a shell on this machine: start, save, stop."""
     home, bin_ = tmp_path / "home", tmp_path / "bin"

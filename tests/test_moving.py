@@ -19,8 +19,6 @@ WAY = (
     (1, {"data": 1}, False),
     (8, {"data": 2, "tensor": 4, **TENSOR}, True),
     (8, {"data": 2, "fsdp": 4, **FSDP}, True),
-    (4, {"data": 1, "tensor": 4, **TENSOR}, True),
-    (8, {"data": 8}, False),
 )
 
 

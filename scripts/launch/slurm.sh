@@ -16,18 +16,23 @@
 #SBATCH --output=slurm-%j.log
 # Three minutes before the end each process gets SIGTERM: the run saves and ends with status 75.
 #SBATCH --signal=TERM@180
+#
+# To stop it: scancel --full --signal=TERM JOB, which saves first; after a plain scancel Slurm waits half a minute (KillWait) only.
 set -uo pipefail
 
-# Slurm sends SIGTERM to this shell too when it takes the nodes away; srun's processes save meanwhile.
-trap ':' TERM
+# SIGTERM to this shell itself: somebody stops the job, or Slurm takes its nodes away and requeues it without our help.
+stopped= child=
+trap 'stopped=yes; [ -n "$child" ] && kill -s TERM "$child" 2>/dev/null' TERM
 # A process that dies ends the others within about a minute (status 69): srun leaves that to them, so that they can say why.
 srun --kill-on-bad-exit=0 --wait=180 --label python -u scripts/train.py --distributed "$@" &
-while wait $!; status=$?; kill -0 $! 2>/dev/null; do :; done
+child=$!
+# A signal interrupts `wait`, which then has to be asked again until srun is gone.
+while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done
 
 # srun ends with the highest status of all. 137: a process was killed, mostly for want of memory.
 case $status in
   69 | 75 | 137)
-    if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-50}" ]; then
+    if [ -z "$stopped" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-50}" ]; then
       echo "slurm.sh: status $status, restart $((${SLURM_RESTART_COUNT:-0} + 1)) of ${RESTARTS:-50}" >&2
       scontrol requeue "$SLURM_JOB_ID"
     fi
