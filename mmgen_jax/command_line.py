@@ -98,7 +98,8 @@ def tell(main: Callable[[], Any]) -> int:
     """Run `main`; an error that this package raised on purpose becomes its message, any other keeps its traceback.
 
     Returns:
-      The exit status: 0, 1 after an error, 130 after Ctrl-C, 75 where a run was told to stop and saved first.
+      The exit status: 0, 1 after an error, 130 after Ctrl-C, 75 where a run was told to stop and saved first. A process
+      whose peer died ends here with 69; see peers.py.
     """
     try:
         with peers.together():
