@@ -57,7 +57,8 @@ def alone(folder, name, env, *more):
 
 def quarantined(workdir, source):
     """The numbers of the broken examples of a source, over the files of all processes."""
-    found = [json.loads(line) for path in workdir.glob("quarantine*.jsonl") for line in path.open()]
+    texts = [path.read_text() for path in workdir.glob("quarantine*.jsonl")]
+    found = [json.loads(line) for text in texts for line in text.splitlines()]
     return {entry["index"] for entry in found if entry["source"] == source}
 
 
