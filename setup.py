@@ -55,6 +55,8 @@ setup(
         "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
         "wandb": ["wandb>=0.18"],
         "search": ["faiss-cpu>=1.8"],
+        "beam": ["apache-beam>=2.60"],  # collections larger than one machine; apache-beam[gcp] for Dataflow
+        "gcs": ["gcsfs>=2024.6"],  # data sets on gs://
         "notebooks": ["jupyterlab>=4", "ipykernel"],
     },
 )

@@ -1,10 +1,8 @@
 """What the scripts share: starting JAX on one or many machines, and errors that a person can read."""
 
-import os
 import platform
 import re
 import sys
-import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 import jax
 from absl import flags, logging
 
-from mmgen_jax.core import registry
+from mmgen_jax import peers
+from mmgen_jax.core import errors, registry
 
 
 def start_jax(
@@ -23,6 +22,8 @@ def start_jax(
     process_id: int | None = None,
 ) -> None:
     """Quieten the libraries, and join the other processes of a run. TPU, Slurm and GKE tell by themselves who they are.
+
+    Of several processes each goes on in a child of its own; see `peers.supervise`.
 
     Raises:
       ValueError: a coordinator without the other two numbers, or the other way round.
@@ -37,9 +38,11 @@ def start_jax(
             )
         if "cpu" in (jax.config.jax_platforms or ""):
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    elif distributed:
-        jax.distributed.initialize()
+    elif not distributed:
+        return
+    peers.supervise()
+    jax.distributed.initialize(*explicit, heartbeat_timeout_seconds=peers.LIMIT)
+    peers.listen()
 
 
 def keep_compiled(workdir: str | Path, chosen: str | None = None) -> None:
@@ -127,29 +130,18 @@ def tell(main: Callable[[], Any]) -> int:
     """Run `main`; an error that this package raised on purpose becomes its message, any other keeps its traceback.
 
     Returns:
-      The exit status: 0, 1 after an error, 130 after Ctrl-C, 75 where a run was told to stop and saved first.
+      The exit status: 0, 1 after an error, 130 after Ctrl-C, 75 where a run was told to stop and saved first. A process
+      whose peer died ends here with 69; see peers.py.
     """
     try:
-        main()
+        with peers.together():
+            main()
         return 0
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'Interrupted.'}", file=sys.stderr)
-        return getattr(stop, "status", 130)
+        return errors.show(stop)
     except Exception as error:
-        if not _ours(error):
+        if not errors.on_purpose(error):
             raise
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
+        return errors.show(error)
     finally:
         sys.stdout.flush()
-
-
-def _ours(error: BaseException) -> bool:
-    """Whether this package raised it on purpose, with a message for the user, and not by a mistake of its own."""
-    if isinstance(error, ImportError):
-        return error.__cause__ is not None
-    if not isinstance(error, ValueError | OSError | RuntimeError | FloatingPointError):
-        return False
-    frames = list(traceback.walk_tb(error.__traceback__))
-    package = os.path.dirname(os.path.abspath(__file__))
-    return bool(frames) and os.path.abspath(frames[-1][0].f_code.co_filename).startswith(package)

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
-from mmgen_jax import figures
+from mmgen_jax import figures, peers
 from mmgen_jax.core import flops, goodput, parallel, registry, sharding
 from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core.checkpoint import Checkpointer, NoCheckpoint, first_bad
@@ -39,6 +39,8 @@ def train(
     began: float | None = None,
 ) -> State:
     """Train until `config.steps`, from the newest checkpoint that is whole, where there is one.
+
+    Of several processes, one that fails alone ends at once, with its message, and the others follow; see peers.py.
 
     Args:
       config: see configs/.
@@ -72,6 +74,7 @@ def train(
         closing(Profiler(workdir / "profile", profile, config.steps, ledger, say)) as profiler,
         closing(checkpointer),
         Signals() as signals,
+        peers.together(),
     ):
         experiment.settle()
         checkpointer.tidy()

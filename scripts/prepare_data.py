@@ -1,6 +1,5 @@
-"""Turn any data source into a sharded ArrayRecord data set, which pods read quickly in any order.
-
-The result is a TFDS data set that needs no TensorFlow, neither to write nor to read.
+"""Turn any data source, or a collection larger than one machine, into a sharded ArrayRecord data set, which pods read quickly
+in any order. The result is a TFDS data set that needs no TensorFlow, neither to write nor to read.
 """
 
 import argparse
@@ -8,7 +7,6 @@ import ast
 import io
 import json
 import os
-import re
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from mmgen_jax.data import sources, transforms
+from mmgen_jax.data import collection, sources, tfds, transforms
 from mmgen_jax.data.quarantine import BrokenExample, Quarantine, TooManyBroken
 
-VERSION = "1.0.0"
 SHARD_BYTES = 2**28
 BLOCK = 256
 
@@ -44,10 +41,36 @@ examples:
 Then a config reads it with
   source = {"name": "tfds:my_photos", "data_dir": "prepared", "split": "train"}
 
-Images keep their bytes and their order; images that come as arrays are written as PNG. Every image is decoded
-once: broken ones are left out and listed in OUT/NAME-SPLIT.quarantine.jsonl. Nothing appears under OUT/NAME
+Images of a source keep their bytes and their order; images that come as arrays are written as PNG. Every image is
+decoded once: broken ones are left out and listed in OUT/NAME-SPLIT.quarantine.jsonl. Nothing appears under OUT/NAME
 before a split is complete.
+
+Collections larger than one machine go through Apache Beam (pip install "mmgen_jax[beam]"): lists with an image's path or
+address and its caption in each row, or WebDataset's tars.
+  # On this machine:
+  python scripts/prepare_data.py --list 'web/part-{00000..00127}.parquet' --image URL --caption TEXT \\
+      --min-size 200 --max-aspect 3 --min-words 3 --resize 256 --out prepared --name web
+
+  # The same on Google Cloud (apache-beam[gcp]); for Flink or Spark --beam=--runner=FlinkRunner and so on.
+  python scripts/prepare_data.py --tar 'gs://BUCKET/pairs/*.tar' --out gs://BUCKET/prepared --name pairs \\
+      --beam=--runner=DataflowRunner --beam=--project=PROJECT --beam=--region=REGION \\
+      --beam=--temp_location=gs://BUCKET/tmp --beam=--sdk_container_image=IMAGE --beam=--max_num_workers=200
+
+Images with the same pixels are kept once, the first. What was dropped and why is counted in OUT/NAME-SPLIT.counts.json.
+The same command again goes on after a break: parts and shards that are finished are kept.
 """
+
+
+RULES = {
+    "resize": "pixels of the shorter side, to which larger images are made; 0: none",
+    "quality": "of the JPEG that a resized image becomes",
+    "min_size": "pixels that the shorter side has at least",
+    "max_aspect": "the longer side over the shorter one, at most",
+    "min_words": "of a caption, at least",
+    "max_words": "of a caption, at most",
+    "max_bytes": "of an image file",
+    "timeout": "seconds until a download is given up",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +78,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", required=True, help=f"one of: {', '.join(sources.SOURCES)} (tfds:NAME)")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--source", help=f"one of: {', '.join(sources.SOURCES)} (tfds:NAME)")
+    start.add_argument(
+        "--list",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="Parquet, CSV or TSV files (.gz too) with a row an image; repeat it for more",
+    )
+    start.add_argument(
+        "--tar", action="append", default=[], metavar="PATTERN", help="WebDataset's tars; repeat it for more"
+    )
     parser.add_argument(
         "--arg",
         action="append",
@@ -64,30 +98,52 @@ def main(argv: list[str] | None = None) -> None:
         help="an argument of the source, as in a config's `source`; repeat it for more",
     )
     parser.add_argument("--split", default="train", help="name of the split to write (default: train)")
-    parser.add_argument("--out", required=True, type=Path, help="folder for data sets, the later data_dir")
+    parser.add_argument("--out", required=True, help="folder for data sets, the later data_dir")
     parser.add_argument("--name", required=True, help="name of the data set: small letters, digits, _")
     parser.add_argument("--shards", type=int, help="number of files (default: about 256 MiB each)")
     parser.add_argument(
-        "--max-broken", type=float, default=0.01, help="largest share of broken images (default: 0.01)"
+        "--max-broken",
+        type=float,
+        default=0.01,
+        help="largest share of broken images of a source (default: 0.01)",
+    )
+    beam = parser.add_argument_group("of --list and --tar")
+    beam.add_argument(
+        "--image", default="image", metavar="COLUMN", help="of paths or addresses (default: image)"
+    )
+    beam.add_argument(
+        "--caption", default="caption", metavar="COLUMN", help="or .json field (default: caption)"
+    )
+    beam.add_argument(
+        "--rows", type=int, default=1000, help="of a list that a worker takes at once (default: 1000)"
+    )
+    rules = collection.Rules()
+    for name, what in RULES.items():
+        default = getattr(rules, name)
+        flag = "--" + name.replace("_", "-")
+        beam.add_argument(flag, type=type(default), default=default, help=f"{what} (default: {default})")
+    beam.add_argument(
+        "--beam", action="append", default=[], metavar="OPTION", help="of Beam, such as --runner=..."
     )
     args = parser.parse_args(argv)
     console = Console(stderr=True)
     try:
-        source = sources.make({"name": args.source, **dict(map(_argument, args.arg))})
-        count, broken = prepare(
-            source,
-            args.out,
-            args.name,
-            args.split,
-            shards=args.shards,
-            max_broken=args.max_broken,
-            console=console,
-        )
-    except (ValueError, OSError, TooManyBroken) as error:
+        if args.source:
+            source = sources.make({"name": args.source, **dict(map(_argument, args.arg))})
+            more = {"shards": args.shards, "max_broken": args.max_broken, "console": console}
+            count, broken = prepare(source, Path(args.out), args.name, args.split, **more)
+            console.print(f"Wrote {count} examples; left out {broken} broken ones. For a config:")
+        else:
+            inputs = collection.Inputs(tuple(args.list), tuple(args.tar), args.image, args.caption, args.rows)
+            rules = collection.Rules(**{name: getattr(args, name) for name in RULES})
+            counts = collection.prepare(
+                inputs, rules, args.out, args.name, args.split, shards=args.shards, options=args.beam
+            )
+            console.print(f"{collection.tell(counts)} For a config:")
+    except (ValueError, OSError, ImportError, TooManyBroken, collection.CollectionError) as error:
         hint = " (here --max-broken)" if isinstance(error, TooManyBroken) else ""
         sys.exit(f"prepare_data: {error}{hint}")
-    console.print(f"Wrote {count} examples; left out {broken} broken ones. For a config:")
-    spec = {"name": f"tfds:{args.name}", "data_dir": str(args.out), "split": args.split}
+    spec = {"name": f"tfds:{args.name}", "data_dir": args.out, "split": args.split}
     print(f"source = {json.dumps(spec)}")
 
 
@@ -110,14 +166,12 @@ def prepare(
       ValueError: a bad name, a split that exists, an empty source.
       TooManyBroken: more than `max_broken` of the images are broken; nothing is left behind but the list.
     """
-    for word in (name, split):
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
-            raise ValueError(f'"{word}" is no good name: use small letters, digits and _, a letter first.')
+    tfds.check_names(name, split)
     if not len(source):
         raise ValueError("The source is empty.")
     if shards is not None and not 0 < shards <= len(source):
         raise ValueError(f"--shards must lie between 1 and the number of examples, {len(source)}.")
-    target = out / name / VERSION
+    target = out / name / tfds.VERSION
     if split in _splits(target):
         raise ValueError(
             f'{target} has a split "{split}" already. Delete the folder, or choose another name.'
@@ -155,22 +209,9 @@ def _write(
     console: Console | None,
 ) -> None:
     """Write the shards and their description into `folder`."""
-    from tensorflow_datasets import core, features
+    from tensorflow_datasets import core
 
-    identity = core.DatasetIdentity(
-        name=name, version=core.Version(VERSION), data_dir=str(folder), module_name="mmgen_jax"
-    )
-    info = core.DatasetInfo(
-        builder=identity,
-        description=f"{name}: images with captions, written by mmgen_jax's scripts/prepare_data.py",
-        features=features.FeaturesDict(
-            {
-                "image": features.Image(shape=(None, None, 3)),
-                "captions": features.Sequence(features.Text()),
-                "name": features.Text(),
-            }
-        ),
-    )
+    info = tfds.info(folder, name)
     check = transforms.decode()
 
     def load(index: int) -> dict | BrokenExample:

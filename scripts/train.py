@@ -16,7 +16,8 @@ SIGTERM or Ctrl-C saves at the end of the step and stops with status 75: the sam
 it again). Ctrl-C twice stops at once, with status 130. SIGUSR1 saves and goes on. On Slurm: --signal=TERM@120.
 
 Several machines: on TPU, Slurm and GKE add --distributed; elsewhere also
---coordinator HOST:PORT --num_processes N --process_id I, the same command on each.
+--coordinator HOST:PORT --num_processes N --process_id I, the same command on each. Where one fails the others end with
+its message; where one dies, within a minute and with status 69: the same command goes on. docs/pods.md says more.
 """
 
 import sys

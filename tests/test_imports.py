@@ -21,6 +21,7 @@ LAYERS = (
     (
         "train",
         "signals",
+        "peers",
         "left_out",
         "evaluate",
         "caption",

@@ -1,4 +1,4 @@
-"""Two real processes equal one: training, evaluation, and stopping; through scripts/train.py's flags."""
+"""Two and four real processes equal one: training, evaluation, and stopping; through scripts/train.py's flags."""
 
 import json
 import signal
@@ -86,27 +86,30 @@ def folder(tmp_path_factory):
     return folder
 
 
-def command(folder, name, arg=""):
+def command(folder, name, arg="", *more):
     script = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", f"{folder / 'config.py'}{arg}"]
-    return [*script, "--workdir", str(folder / name)]
+    return [*script, "--workdir", str(folder / name), *more]
 
 
-def start_two(folder, name, env, arg=""):
-    """Two processes of one device each, found through the flags."""
+def start(count, folder, name, env, arg="", *more):
+    """Processes of one device each, found through the flags."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = ["--coordinator", address, "--num_processes", "2", "--process_id"]
+    flags = ["--coordinator", address, "--num_processes", str(count), "--process_id"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [
-        subprocess.Popen([*command(folder, name, arg), *flags, str(i)], env=env, **pipes) for i in range(2)
-    ]
+    script = command(folder, name, arg, *more)
+    return [subprocess.Popen([*script, *flags, str(i)], env=env, **pipes) for i in range(count)]
+
+
+def start_two(*args):
+    return start(2, *args)
 
 
 def finish(processes):
     """[(stdout, stderr)] of all; none is left behind."""
     try:
-        return [process.communicate(timeout=200) for process in processes]
+        return [process.communicate(timeout=500) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -1,9 +1,14 @@
-"""The source "tfds": prepared data sets of tensorflow-datasets, without TensorFlow."""
+"""The source "tfds": prepared data sets of tensorflow-datasets, read and written without TensorFlow."""
 
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmgen_jax.core import registry
 from mmgen_jax.data.pairs import Source
+
+VERSION = "1.0.0"  # of the data sets that are written here
 
 
 def tfds(
@@ -96,3 +101,54 @@ def _tfds_builder(dataset: str, data_dir: str | None):
             f"tensorflow_datasets.builder({dataset!r}, data_dir={data_dir!r})"
             '.download_and_prepare(file_format="array_record"), for which some data sets need TensorFlow.'
         ) from None
+
+
+def check_names(*names: str) -> None:
+    """See that a data set and its split can be called so."""
+    for name in names:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f'"{name}" is no good name: use small letters, digits and _, a letter first.')
+
+
+def features() -> Any:
+    """What is written of an example: {"image": bytes, "captions": [strings], "name": string}."""
+    from tensorflow_datasets import features
+
+    image = features.Image(shape=(None, None, 3))
+    captions = features.Sequence(features.Text())
+    return features.FeaturesDict({"image": image, "captions": captions, "name": features.Text()})
+
+
+def encoder() -> Callable[[dict[str, Any]], bytes]:
+    """A function of an example (see `features`) to the record that holds it."""
+    return features().serialize_example
+
+
+def info(folder: Path, name: str) -> Any:
+    """The description of a data set that is written to `folder`; a tfds DatasetInfo, still without splits."""
+    from tensorflow_datasets import core
+
+    identity = core.DatasetIdentity(
+        name=name, version=core.Version(VERSION), data_dir=str(folder), module_name="mmgen_jax"
+    )
+    description = f"{name}: images with captions, written by mmgen_jax's scripts/prepare_data.py"
+    return core.DatasetInfo(builder=identity, description=description, features=features())
+
+
+def describe(folder: Path, name: str, split: str, lengths: Sequence[int], size: int) -> None:
+    """Write features.json and dataset_info.json of a split, whose ArrayRecord files have `lengths` records, `size` bytes in all.
+
+    The files are <name>-<split>.array_record-00000-of-00002 and so on.
+    """
+    from tensorflow_datasets.core import naming, splits
+
+    described = info(folder, name)
+    described.set_file_format("array_record")
+    template = naming.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, split=split, filetype_suffix="array_record"
+    )
+    of_split = splits.SplitInfo(
+        name=split, shard_lengths=list(lengths), num_bytes=size, filename_template=template
+    )
+    described.set_splits(splits.SplitDict([of_split]))
+    described.write_to_directory(folder)

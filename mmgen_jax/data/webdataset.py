@@ -4,7 +4,7 @@ import glob
 import json
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,12 @@ def webdataset(*, path: str, captions_key: str = "caption", on_missing: str = "e
     problems = Problems(Path(path), on_missing)
     places, captions, names = [], [], []
     for number, file in enumerate(files):
-        for key, parts in _tar_parts(file, problems).items():
+        for key, image, parts in tar_images(file, problems):
             name = f"{file.name}/{key}"
-            image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
             if image is None:
                 problems.add("captions without image", name)
                 continue
-            texts = problems.captions(_tar_captions(parts, captions_key, f"{file}, {key}"), name)
+            texts = problems.captions(tar_captions(parts, captions_key, f"{file}, {key}"), name)
             if texts:
                 places.append((number, *image))
                 captions.append(texts)
@@ -63,7 +62,7 @@ def _tar_files(path: str) -> list[Path]:
     """The tar files that a path, a folder or a pattern means, in order."""
     what = "a tar file of image-text pairs, a folder of them, or a pattern such as pairs/{000..331}.tar"
     files = []
-    for one in [path] if Path(path).expanduser().exists() else _braces(path):
+    for one in [path] if Path(path).expanduser().exists() else braces(path):
         found = Path(one).expanduser()
         if re.search(r"[*?[]", one) and not found.exists():
             matches = sorted(map(Path, glob.glob(str(found))))
@@ -84,20 +83,32 @@ def _tar_files(path: str) -> list[Path]:
     return files
 
 
-def _braces(pattern: str) -> list[str]:
+def braces(pattern: str) -> list[str]:
     """As the shell does it: x{08..10} -> x08, x09, x10; x{a,b} -> xa, xb."""
-    braces = re.search(r"\{([^{}]*)\}", pattern)
-    if not braces:
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
         return [pattern]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
-    options = braces[1].split(",")
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    options = found[1].split(",")
     if span:
         options = [str(k).zfill(len(span[1])) for k in range(int(span[1]), int(span[2]) + 1)]
-    start, end = pattern[: braces.start()], pattern[braces.end() :]
-    return [one for option in options for one in _braces(start + option + end)]
+    start, end = pattern[: found.start()], pattern[found.end() :]
+    return [one for option in options for one in braces(start + option + end)]
 
 
-def _tar_parts(file: Path, problems: "Problems") -> dict[str, dict[str, Any]]:
+def tar_images(
+    file: Path, problems: Problems
+) -> Iterator[tuple[str, tuple[int, int] | None, dict[str, Any]]]:
+    """(key, offset and size of the image or None, all parts) of each pair of a tar, in its order; see `tar_captions`.
+
+    Raises:
+      ValueError: the file is no plain tar, or cut.
+    """
+    for key, parts in _tar_parts(file, problems).items():
+        yield key, next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None), parts
+
+
+def _tar_parts(file: Path, problems: Problems) -> dict[str, dict[str, Any]]:
     """{key: {suffix: (offset, size) of an image, or the bytes of a text}}, in the order of the tar."""
     parts: dict[str, dict[str, Any]] = {}
     length = file.stat().st_size
@@ -134,7 +145,7 @@ def _tar_parts(file: Path, problems: "Problems") -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _tar_captions(parts: Mapping[str, Any], key: str, where: str) -> Any:
+def tar_captions(parts: Mapping[str, Any], key: str, where: str) -> Any:
     """The lines of the .txt, or else the field of the .json, or None."""
     if ".txt" in parts:
         return [line for _, line in split_lines(parts[".txt"], f"{where}.txt")]
