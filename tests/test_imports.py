@@ -29,6 +29,7 @@ LAYERS = (
         "image_files",
         "plan",
         "checkpoints",
+        "faults",
     ),
     ("command_line",),
 )

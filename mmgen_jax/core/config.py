@@ -87,15 +87,15 @@ def load_json(path: Path) -> ml_collections.ConfigDict:
         raise FileNotFoundError(f"No {path}. A workdir gets one when scripts/train.py starts a run in it.")
     try:
         return ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not whole JSON ({error}). Restore it, or start a new workdir."
         ) from error
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(config, dict | ml_collections.ConfigDict):
+    """{"a": {"b": 1}} -> {"a.b": 1}; what is empty stays."""
+    if not isinstance(config, dict | ml_collections.ConfigDict) or (prefix and not len(config)):
         return {prefix: config}
     flat = {}
     for key, value in config.items():
