@@ -13,8 +13,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +53,7 @@ class Record(NamedTuple):
       number, seed: by which it can be had again.
       task, kind: what was trained, and what was done to it.
       what: the file, moment or example that it hit.
-      real: the system itself did it (a kill, a full or read-only mount); otherwise the failing call was imitated.
+      real: it was done (a kill, a damaged file, a full or read-only mount); otherwise the failing call was imitated.
       detected: the log named it, or it left nothing to be named and the run went on from the newest whole step.
       recovered: the same command, with nothing done by hand, reached the last step.
       lost: steps that had to be trained again.
@@ -269,8 +271,6 @@ def _child(
             print(stop)
             status = getattr(stop, "status", 130)
         except BaseException:
-            import traceback
-
             traceback.print_exc()
         log.flush()
         os._exit(status)
@@ -339,6 +339,7 @@ def _problems(folder: Path) -> list[str]:
 
 
 Kind = Callable[[Job], Any]
+DAMAGED = r"4 is damaged .*4\.aside"
 
 
 def _killed(moment: str) -> Kind:
@@ -443,12 +444,8 @@ def _file(break_it: Callable[[Path, np.random.Generator], str | None]) -> Kind:
         files = [path for path in _sealed(newest) if path.stat().st_size]
         path = files[int(job.rng.integers(len(files)))]
         how = break_it(path, job.rng)
-        yield Broke(
-            f"4/{path.relative_to(newest)}{': ' + how if how else ''}",
-            r"4 is damaged .*4\.aside",
-            job.reached,
-            False,
-        )
+        what = f"4/{path.relative_to(newest)}{': ' + how if how else ''}"
+        yield Broke(what, DAMAGED, job.reached)
 
     return kind
 
@@ -460,7 +457,7 @@ def _folder(break_it: Callable[[Path, np.random.Generator], str], what: str, sig
     def kind(job: Job) -> Iterator[Broke]:
         job.start_half()
         break_it(job.checkpoints, job.rng)
-        yield Broke(what, sign, job.reached, False)
+        yield Broke(what, sign, job.reached)
 
     return kind
 
@@ -497,12 +494,8 @@ def _clock_went_back(job: Job) -> Iterator[Broke]:
 
 def can_mount() -> bool:
     """Whether this process may mount file systems."""
-    return os.geteuid() == 0 and hasattr(os, "unshare") | (shutil.which("mount") is not None) and _try_mount()
-
-
-def _try_mount() -> bool:
-    import tempfile
-
+    if os.geteuid() or not shutil.which("mount"):
+        return False
     with tempfile.TemporaryDirectory() as folder:
         if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
             return False
@@ -667,7 +660,7 @@ def _image(break_it: Callable[[Path, np.random.Generator], Any], sign: str) -> K
         path = job.driver.data / f"{index}.png"
         with _kept(path):
             break_it(path, job.rng)
-            yield Broke(path.name, sign, job.reached, False, (index,))
+            yield Broke(path.name, sign, job.reached, absent=(index,))
 
     return kind
 
@@ -711,7 +704,6 @@ def _worker(error: Callable[[], BaseException] | None) -> Kind:
     return kind
 
 
-DAMAGED = r"4 is damaged .*4\.aside"
 KINDS: dict[str, Kind] = {
     **{f"kill -9: {moment}": _killed(moment) for moment in MOMENTS if "storm" not in moment},
     "SIGTERM storm": _told("SIGTERM storm", (75,), "Stopped and saved at step"),

@@ -94,8 +94,8 @@ def load_json(path: Path) -> ml_collections.ConfigDict:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; what is empty stays."""
-    if not isinstance(config, dict | ml_collections.ConfigDict) or (prefix and not len(config)):
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(config, dict | ml_collections.ConfigDict):
         return {prefix: config}
     flat = {}
     for key, value in config.items():

@@ -339,9 +339,15 @@ def test_config_files(fuzz, load_config, tmp_path):
         (tmp_path / "config.json").write_bytes(data)
         return config_lib.load_json(tmp_path / "config.json")
 
+    def filled(tree):
+        """Without the sections that are empty, which say nothing."""
+        if not isinstance(tree, dict):
+            return tree
+        return {key: filled(value) for key, value in tree.items() if filled(value) != {}}
+
     def check(found):
         assert isinstance(found, ml_collections.ConfigDict)
-        same = json.loads(config_lib.to_json(found)) == json.loads(whole)
+        same = filled(json.loads(config_lib.to_json(found))) == filled(json.loads(whole))
         assert same == (not config_lib.differences(original, found))
 
     fuzz("config.json", 0.06, whole, read, check, name="config.json")
