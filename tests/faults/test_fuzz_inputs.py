@@ -426,6 +426,7 @@ def test_checkpoint_files(fuzz, checkpoint, tmp_path, sealed, same):
         def read(data, name=name):
             (tmp_path / "run" / name).write_bytes(data)
             if not sealed:
+                (tmp_path / "run" / "4" / step_folders.MANIFEST).unlink()
                 step_folders.seal(tmp_path / "run" / "4", 4)
             return Checkpointer(tmp_path / "run", say=lambda _: None).restore_arrays(4)
 
