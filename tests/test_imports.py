@@ -31,6 +31,7 @@ LAYERS = (
         "plan",
         "checkpoints",
         "report",
+        "faults",
     ),
     ("command_line",),
 )

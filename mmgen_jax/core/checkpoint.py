@@ -39,8 +39,9 @@ OWN_FACTS = ("sealed", "scores", "checksums")  # what is written beside the call
 WRITE_LIMIT = 900  # seconds that a save may take, after which the other processes wait for it no longer
 
 
-# A save that fails is told by `Checkpointer.say`, in one line; Orbax would add its thread's traceback.
-logging.get_absl_logger().addFilter(lambda record: "in background save thread" not in record.getMessage())
+# A save that fails is told by `Checkpointer.say`, in one line; Orbax would add its threads' tracebacks.
+THREADS = ("in background save thread", "_SignalingThread.run() raised an exception")
+logging.get_absl_logger().addFilter(lambda record: not any(text in record.getMessage() for text in THREADS))
 
 
 class NoCheckpoint(CheckpointError):

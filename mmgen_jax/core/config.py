@@ -87,7 +87,7 @@ def load_json(path: Path) -> ml_collections.ConfigDict:
         raise FileNotFoundError(f"No {path}. A workdir gets one when scripts/train.py starts a run in it.")
     try:
         return ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not whole JSON ({error}). Restore it, or start a new workdir."
         ) from error

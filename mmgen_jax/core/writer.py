@@ -70,13 +70,15 @@ class JsonLines:
 
     def __init__(self, workdir: Path, start: int):
         path = workdir / "metrics.jsonl"
-        if path.exists():
-            _drop_after(path, start)
+        # A finished run that is started again evaluates again: the same numbers of the same step are written once.
+        self._start, self._there = start, _drop_after(path, start) if path.exists() else []
         self._lines = Lines(path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         # JSON has no nan; null keeps the line readable by every parser.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
+        if step == self._start and clean in self._there:
+            return
         self._lines.add({"step": step, "time": round(time.time(), 3), **clean})
 
     def picture(self, step: int, name: str, path: Path) -> None:
@@ -86,12 +88,20 @@ class JsonLines:
         self._lines.close()
 
 
-def _drop_after(path: Path, start: int) -> None:
-    """Drop what a killed run may leave: half a line, and steps after its last checkpoint, which come again."""
+def _drop_after(path: Path, start: int) -> list[dict]:
+    """Drop what a killed run may leave: half a line, and steps after its last checkpoint, which come again.
+
+    -> the numbers that are there of the step `start`.
+    """
+    there = []
 
     def keep(line: bytes) -> bool:
         try:
-            return json.loads(line)["step"] <= start
+            row = json.loads(line)
+            step = row["step"]
+            if step == start:
+                there.append({name: value for name, value in row.items() if name not in ("step", "time")})
+            return step <= start
         except (ValueError, KeyError, TypeError):
             return False
 
@@ -105,6 +115,7 @@ def _drop_after(path: Path, start: int) -> None:
         part = path.with_suffix(".part")
         part.write_bytes(new)
         part.replace(path)
+    return there
 
 
 class TensorBoard:

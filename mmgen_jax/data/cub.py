@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
-from mmgen_jax.data.pairs import Pairs, Problems, Source, need_file, need_folder, on_disk, read_lines
+from mmgen_jax.data.pairs import (
+    Pairs,
+    Problems,
+    Source,
+    check_pickle,
+    need_file,
+    need_folder,
+    on_disk,
+    read_lines,
+)
 from mmgen_jax.data.transforms import decode
 
 Box = tuple[float, float, float, float]
@@ -85,7 +94,9 @@ def _unpickle(file: Path) -> list[str]:
     """The list of strings in a pickle, also one of Python 2."""
     remedy = "Write the names into filenames.txt beside it, one a line, and delete it."
     try:
-        names = _Plain(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+        content = io.BytesIO(file.read_bytes())
+        check_pickle(content)
+        names = _Plain(content, encoding="latin1").load()
     except Exception as error:  # a damaged pickle raises all sorts of things
         raise ValueError(f"{file} is no whole pickle of a plain list: {error}. {remedy}") from None
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):

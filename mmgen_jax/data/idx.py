@@ -1,6 +1,5 @@
 """The source "idx": the MNIST family, images and labels in idx files."""
 
-import gzip
 import struct
 import zlib
 from collections.abc import Sequence
@@ -8,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgen_jax.data.pairs import Labelled, Source, need_file
+from mmgen_jax.data.pairs import Labelled, Source, gunzip, need_file
+
+MOST = 2**31  # bytes of a decompressed file, which stay in memory; MNIST has 47 million
 
 
 def idx(
@@ -61,7 +62,7 @@ def read_idx(path: str, dimensions: int) -> np.ndarray:
     data = file.read_bytes()
     try:
         if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
+            data = gunzip(data, MOST)
         zeros, kind, rank = struct.unpack_from(">HBB", data)
         if zeros or kind != 8 or rank != dimensions:
             raise ValueError(

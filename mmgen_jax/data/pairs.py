@@ -1,9 +1,13 @@
 """Images with their captions, and what the readers of all formats share: files whose mistakes are named."""
 
+import gzip
+import io
+import json
+import pickletools
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -163,6 +167,53 @@ def split_lines(data: bytes, where: str | Path) -> Iterable[tuple[int, str]]:
             ) from None
 
 
+def gunzip(data: bytes, most: int) -> bytes:
+    """The content of a gzip file, which must not be more than `most` bytes: a small file can hold any number of zeros.
+
+    Raises:
+      ValueError: it is more.
+      OSError, EOFError, zlib.error: it is damaged.
+    """
+    content = bytearray()
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        while part := file.read(2**20):
+            content += part
+            if len(content) > most:
+                raise ValueError(f"decompression bomb: more than {most:,} bytes in a file of {len(data):,}")
+    return bytes(content)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """json.loads with one kind of error, also for what it has others for: brackets too deep, numbers too long, no UTF-8.
+
+    Raises:
+      json.JSONDecodeError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("brackets within brackets, too deep to be read", "", 0) from None
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+def check_pickle(file: BinaryIO) -> None:
+    """See that a pickle can be read in memory of its own size; it is not run. The file stays where it was.
+
+    Python's reader makes room for as many objects as one number in it says: eleven bytes can ask for 64 GB.
+
+    Raises:
+      ValueError, EOFError: it asks for more, or is broken.
+    """
+    begin = file.tell()
+    for count, (code, value, _) in enumerate(pickletools.genops(file)):
+        if code.name.endswith("PUT") and value > count:
+            raise ValueError(f"decompression bomb: it numbers its {count + 1}th object {value:,}")
+    file.seek(begin)
+
+
 def check_split(file: Path, split: str | None, splits: Iterable) -> None:
     names = sorted(map(str, splits))
     if split is not None and split not in names:
@@ -174,9 +225,17 @@ def on_disk(root: str | Path, paths: list[str], captions: list[list[str]], file:
     root = need_folder(root, f"the images that {file} names")
     if not paths:
         raise ValueError(f"{file} holds no usable example.")
-    if not any((root / path).exists() for path in islice(paths, 32)):
+    if not any(_exists(root / path) for path in islice(paths, 32)):
         raise FileNotFoundError(
             f"None of the first images that {file} names is in {root}; expected for example "
             f"{root / paths[0]}. Is that the right folder?"
         )
     return Pairs(Files(root, paths), captions, paths)
+
+
+def _exists(path: Path) -> bool:
+    """Also of a name that no file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

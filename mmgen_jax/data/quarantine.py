@@ -24,8 +24,10 @@ def read_bytes(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise BrokenExample(f"missing file: {path}") from None
-    except OSError as error:
-        raise BrokenExample(f"unreadable file: {path} ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:  # a name may be none that a file can have
+        raise BrokenExample(
+            f"unreadable file: {path} ({getattr(error, 'strerror', None) or error})"
+        ) from None
 
 
 class Quarantine:

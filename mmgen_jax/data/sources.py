@@ -27,6 +27,7 @@ from mmgen_jax.data.pairs import (
     need_file,
     need_folder,
     on_disk,
+    parse_json,
     read_lines,
 )
 from mmgen_jax.data.scenes import Scenes
@@ -125,7 +126,7 @@ def jsonl(
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{file}, line {number}: broken JSON ({error.msg} at column {error.colno}). "
@@ -424,7 +425,7 @@ def _classes(values, file: Path, column: str) -> dict[str | int, int]:
 def _read_json(file: Path) -> Any:
     text = "\n".join(line for _, line in read_lines(file))
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or not text.rstrip().endswith(("}", "]"))
         why = "the file ends in the middle: it was cut, copy it again" if cut else "repair it there"

@@ -1,6 +1,5 @@
 """Tokenizers: words, bytes, and byte-pair trained on the captions, and CLIP's. Each is saved as one JSON file."""
 
-import gzip
 import hashlib
 import html
 import itertools
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmgen_jax.core import registry
+from mmgen_jax.data.pairs import gunzip, parse_json
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = 4  # the first id of a real token, but for CLIP's
@@ -269,7 +269,7 @@ class Clip(Tokenizer):
             )
         try:
             data = file.read_bytes()
-            data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+            data = gunzip(data, 2**26) if data.startswith(b"\x1f\x8b") else data
             lines = data.decode("utf-8").split("\n")
             # The first line is a heading; OpenAI's file goes on with merges that CLIP does not use.
             return cls(lines[1 : 1 + _CLIP_MERGES], unescape)
@@ -332,7 +332,7 @@ def load(path: str | Path) -> Tokenizer:
             f"No tokenizer at {path}. Training writes one into its workdir: is that path right?"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         kind = registry.choose(KINDS, content.pop("kind"), "tokenizer")
         return kind(**content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

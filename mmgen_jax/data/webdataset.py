@@ -1,7 +1,6 @@
 """The source "webdataset": image-text pairs in tar files, read at their place in the tar."""
 
 import glob
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgen_jax.data.pairs import IMAGE_SUFFIXES, Pairs, Problems, Source, need, split_lines
+from mmgen_jax.data.pairs import IMAGE_SUFFIXES, Pairs, Problems, Source, need, parse_json, split_lines
 
 
 def webdataset(*, path: str, captions_key: str = "caption", on_missing: str = "error") -> Source:
@@ -114,7 +113,16 @@ def _tar_parts(file: Path, problems: Problems) -> dict[str, dict[str, Any]]:
     length = file.stat().st_size
     try:
         with tarfile.open(file, "r:") as tar:
+            last = -1
             for member in tar:
+                # A size below zero would lead back, for ever.
+                if member.offset_data <= last or member.size < 0:
+                    raise tarfile.ReadError(f"{member.name} lies before byte {last}")
+                last = member.offset_data
+                if member.name.startswith("/") or ".." in member.name.split("/"):
+                    raise ValueError(
+                        f"{file}: {member.name} points outside the archive's folder, as no data set does. It was not read."
+                    )
                 if member.offset_data + member.size > length:
                     raise ValueError(
                         f"{file} is cut: {member.name} begins at byte {member.offset_data} and has {member.size} "
@@ -150,6 +158,6 @@ def tar_captions(parts: Mapping[str, Any], key: str, where: str) -> Any:
     if ".txt" in parts:
         return [line for _, line in split_lines(parts[".txt"], f"{where}.txt")]
     try:
-        return json.loads(parts.get(".json", b"{}")).get(key)
+        return parse_json(parts.get(".json", b"{}")).get(key)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{where}.json is no JSON object ({error}). Repair it, or leave it out.") from None

@@ -1,8 +1,10 @@
 """Weights files as {name: array}: safetensors, and PyTorch's formats without PyTorch and without running anything in them."""
 
+import io
 import json
 import math
 import pickle
+import reprlib
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from mmgen_jax.data.pairs import check_pickle, parse_json
 
 # What a folder's weights are called, the first that is there.
 FILES = (
@@ -118,8 +122,8 @@ def _find(folder: Path) -> Path:
 
 def _load_json(path: Path) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = parse_json(path.read_bytes())
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not whole JSON ({error}). {COPY}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object. {COPY}")
@@ -233,12 +237,12 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
-            raise pickle.UnpicklingError(f"a reference to {str(pid)[:80]}")
+            raise pickle.UnpicklingError(f"a reference to {reprlib.repr(pid)}")
         _, kind, key, _, count, *view = pid
         if not (
             isinstance(kind, str) and kind in STORAGES and isinstance(key, str) and _is_count(count)
         ) or any(view):
-            raise pickle.UnpicklingError(f"a storage that is described as {str(pid)[:80]}")
+            raise pickle.UnpicklingError(f"a storage that is described as {reprlib.repr(pid)}")
         return _Storage(STORAGES[kind], key, count)
 
 
@@ -266,6 +270,7 @@ def _unpickle(path: Path, file: BinaryIO) -> Any:
       ValueError: it asks for more than weights, or is broken.
     """
     try:
+        check_pickle(file)
         return _Unpickler(file, encoding="utf-8").load()
     except _Refused as error:
         raise ValueError(
@@ -276,43 +281,52 @@ def _unpickle(path: Path, file: BinaryIO) -> Any:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}). {COPY}") from None
 
 
-def _view(tensor: _Tensor, numbers: bytes) -> np.ndarray:
+def _view(path: Path, tensor: _Tensor, numbers: bytes) -> np.ndarray:
     """The tensor's numbers, from those of its storage; little-endian, as PyTorch writes them."""
-    flat = np.frombuffer(numbers, tensor.storage.dtype)[tensor.offset :]
+    key, dtype, count = tensor.storage.key, tensor.storage.dtype, tensor.storage.count
+    if len(numbers) != count * dtype.itemsize:  # what lies behind it is other memory
+        raise ValueError(f"{path}: the storage {key} has {len(numbers)} bytes for {count} {dtype}. {COPY}")
+    flat = np.frombuffer(numbers, dtype)[tensor.offset :]
     if not math.prod(tensor.size):
         return np.zeros(tensor.size, flat.dtype)
     strides = tuple(step * flat.itemsize for step in tensor.stride)
     return np.lib.stride_tricks.as_strided(flat, tensor.size, strides).copy()
 
 
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # a damaged archive raises all sorts of things
+        raise ValueError(f"{path} is no whole PyTorch file ({error}). {COPY}") from None
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """One of an archive's files; all of it, because its checksum is compared at its end."""
+    try:
+        if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+            raise zipfile.BadZipFile("it is compressed, which PyTorch never does: a decompression bomb?")
+        return archive.read(name)
+    except Exception as error:  # a damaged archive raises all sorts of things
+        raise ValueError(f"{path}: {name} is damaged or missing ({error}). {COPY}") from None
+
+
 def _read_zip(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     """PyTorch's format since 1.6, and TorchScript: <root>/data.pkl beside <root>/data/<key>, uncompressed."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} is no whole PyTorch file ({error}). {COPY}") from None
-    with archive:
+    with _open_zip(path) as archive:
         pickles = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"{path} is a zip archive without data.pkl: not a file that PyTorch wrote.")
         root = pickles[0].removesuffix("data.pkl")
         order = f"{root}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
+        if order in archive.namelist() and _member(path, archive, order) != b"little":
             raise ValueError(f"{path} was written on a big-endian machine. {CONVERT}")
-        with archive.open(pickles[0]) as file:
-            tree = _unpickle(path, file)
+        tree = _unpickle(path, io.BytesIO(_member(path, archive, pickles[0])))
 
     def reader(tensor: _Tensor) -> Callable[[], np.ndarray]:
         def get() -> np.ndarray:
             member = f"{root}data/{tensor.storage.key}"
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    size = archive.getinfo(member).file_size
-                    if size != tensor.storage.count * tensor.storage.dtype.itemsize:
-                        raise zipfile.BadZipFile(f"it has {size} bytes")
-                    return _view(tensor, archive.read(member))
-            except (KeyError, zipfile.BadZipFile, OSError) as error:
-                raise ValueError(f"{path}: {member} is damaged or missing ({error}). {COPY}") from None
+            with _open_zip(path) as archive:
+                return _view(path, tensor, _member(path, archive, member))
 
         return get
 
@@ -349,7 +363,7 @@ def _read_legacy(path: Path) -> dict[str, Callable[[], np.ndarray]]:
                 raise ValueError(f"{path}: the numbers of storage {tensor.storage.key} are missing. {COPY}")
             with path.open("rb") as file:
                 file.seek(start)
-                return _view(tensor, file.read(length))
+                return _view(path, tensor, file.read(length))
 
         return get
 

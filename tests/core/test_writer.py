@@ -59,6 +59,13 @@ def test_steps_after_the_checkpoint_are_written_once(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_finished_run_that_is_evaluated_again_writes_its_numbers_once(tmp_path):
+    for number in (0.5, 0.5, 0.25):
+        with Writers(tmp_path, ("jsonl",), 10, 4, console()) as writers:
+            writers.scalars(4, {"test/score": number})
+    assert [row["test/score"] for row in lines(tmp_path)] == [0.5, 0.25]
+
+
 def test_every_line_is_on_disk_at_once(tmp_path):
     with Writers(tmp_path, ("jsonl",), 10, 0, console()) as writers:
         writers.scalars(1, {"a": 1.0})
