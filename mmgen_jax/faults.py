@@ -39,7 +39,7 @@ from mmgen_jax.experiment import Experiment
 STEPS, EVERY, EXAMPLES, BATCH = 8, 2, 64, 8  # one epoch: every image is used in exactly one step
 CHILD_LIMIT = 120.0  # seconds that a child may take before it counts as hanging
 PEER_LIMIT = 120.0  # seconds after which the survivor of a dead peer must have ended
-CLOCKS = ("time", "examples_per_s", "step_time", "data_wait", "mfu")  # what no two runs have in common
+CLOCKS = ("time", "examples_per_s", "step_time", "data_wait", "goodput", "mfu")  # what no two runs have in common
 # A child is a real process that is really killed; it is forked from one that has imported all this and started no device.
 PRELOAD = ("mmgen_jax.faults", "mmgen_jax.tasks.captioning", "mmgen_jax.tasks.contrastive",
            "mmgen_jax.tasks.text_to_image", "mmgen_jax.evaluators.likelihood", "mmgen_jax.evaluators.retrieval",
@@ -179,11 +179,12 @@ def _hook(
 
 
 def _half_a_line(rng: np.random.Generator) -> None:
-    def write(self, *_):
-        os.write(self._file.fileno(), self._waiting[: len(self._waiting) // 2])
+    def write(self, step, values):
+        row = json.dumps({"step": step, **values})
+        os.write(self._lines._file.fileno(), row[: len(row) // 2].encode())
         _die()
 
-    _hook(writer.JsonLines, "_write", int(rng.integers(2, STEPS)), write)
+    _hook(writer.JsonLines, "scalars", int(rng.integers(2, STEPS)), write)
 
 
 def _half_deleted(rng: np.random.Generator) -> None:
