@@ -202,7 +202,7 @@ def parse_json(text: str | bytes) -> Any:
 def check_pickle(file: BinaryIO) -> None:
     """See that a pickle can be read in memory of its own size; it is not run. The file stays where it was.
 
-    Python's reader makes room for as many objects as one number in it says: eleven bytes can ask for 64 GB.
+    Python's reader makes room for as many objects as one number in it says: nine bytes can ask for 34 GB.
 
     Raises:
       ValueError, EOFError: it asks for more, or is broken.

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmgen_jax import faults
@@ -62,9 +63,10 @@ def test_the_comparison_sees_a_difference(soak, tmp_path):
     shutil.copytree(unbroken, tmp_path / "copy")
     assert faults.differences(tmp_path / "copy", unbroken) == ""
     metrics = tmp_path / "copy" / "metrics.jsonl"
-    metrics.write_text(
-        metrics.read_text().replace('"train/loss": 1', '"train/loss": 2').replace(": 2.", ": 2.1")
-    )
+    first, *others = metrics.read_text().splitlines()
+    row = json.loads(first)
+    row["train/loss"] = float(np.nextafter(row["train/loss"], np.inf))
+    metrics.write_text("\n".join([json.dumps(row), *others]) + "\n")
     assert faults.differences(tmp_path / "copy", unbroken).startswith("metrics.jsonl: ")
     assert "the states have other arrays" in faults.differences(soak[0] / "unbroken" / "dcgan_1", unbroken)
     (step,) = (tmp_path / "copy" / "checkpoints").glob("8")
