@@ -4,6 +4,8 @@ python scripts/train.py --config configs/gan_gaussians.py --workdir runs/gan_rin
 python scripts/train.py --config configs/gan_gaussians.py:layout=grid --workdir runs/gan_grid
 
 Sets: Metz et al., Unrolled Generative Adversarial Networks, 2017; Srivastava et al., VEEGAN, 2017.
+Reached (seeds 0 to 9, one to three minutes each on one core of an AMD EPYC that others used too; 2026-11-21): all modes in ten
+of ten, 95.7 to 97.6 % of the samples within three standard deviations of one (ring), 96.5 to 97.6 % (grid).
 """
 
 import ml_collections
@@ -18,7 +20,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg.tiny:
         steps, batch_size, width, waves, n = 8, 16, 16, 4, 64
     # The more modes, the more points it takes to see them all, and the shorter is the way in the noise from one to the next.
-    usual, finest = (256, 0.03) if arg.layout == "grid" else (128, 0.05)
+    # With the grid's rate the ring's generator leaps late in training, and may come back without a mode.
+    usual, finest, rate = (256, 0.03, 4e-3) if arg.layout == "grid" else (128, 0.05, 2e-3)
     batch_size = batch_size or usual
     points = dict(name="gaussians", layout=arg.layout)
     return ml_collections.ConfigDict(
@@ -51,7 +54,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 schedule="cosine",
                 options=dict(b1=0.0, b2=0.99),
                 # The discriminator has to follow while the generator spreads over the modes; only sharpening them wants speed.
-                networks=dict(generator=dict(learning_rate=4e-3, warmup=3 * steps // 10)),
+                networks=dict(generator=dict(learning_rate=rate, warmup=3 * steps // 10)),
             ),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             checkpoint=dict(every=steps, keep=1),
