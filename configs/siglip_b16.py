@@ -8,8 +8,8 @@ rate 1e-3, weight decay 1e-4, b2 0.95, images of 224 px, 64 tokens of a vocabula
 bias from -10.
 Differs from the paper: AdamW instead of ScalingViT-Adafactor; a byte-pair vocabulary of 32,000 trained on the captions
 instead of C4's.
-`task.slices` embeds a batch in four parts, so that 16 chips of 16 GiB hold it: python scripts/plan.py --config
-configs/siglip_b16.py --topology v5e:4x4.
+`task.slices` embeds a batch in four parts, for its activations: in one part 16 chips of 16 GiB do not hold it, says
+python scripts/plan.py --config configs/siglip_b16.py --topology v5e:4x4 --config.task.slices=1.
 Reached here: not run; the data and the accelerators were not at hand.
 """
 
