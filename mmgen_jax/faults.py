@@ -39,7 +39,14 @@ from mmgen_jax.experiment import Experiment
 STEPS, EVERY, EXAMPLES, BATCH = 8, 2, 64, 8  # one epoch: every image is used in exactly one step
 CHILD_LIMIT = 120.0  # seconds that a child may take before it counts as hanging
 PEER_LIMIT = 120.0  # seconds after which the survivor of a dead peer must have ended
-CLOCKS = ("time", "examples_per_s", "step_time", "data_wait", "goodput", "mfu")  # what no two runs have in common
+CLOCKS = (
+    "time",
+    "examples_per_s",
+    "step_time",
+    "data_wait",
+    "goodput",
+    "mfu",
+)  # what no two runs have in common
 # A child is a real process that is really killed; it is forked from one that has imported all this and started no device.
 PRELOAD = ("mmgen_jax.faults", "mmgen_jax.tasks.captioning", "mmgen_jax.tasks.contrastive",
            "mmgen_jax.tasks.text_to_image", "mmgen_jax.evaluators.likelihood", "mmgen_jax.evaluators.retrieval",
