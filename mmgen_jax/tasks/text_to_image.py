@@ -125,6 +125,7 @@ class TextToImage(Task):
       matchers: finished runs that tell the generator how well images show their texts, by their task: {"damsm": {"weight":
         AttnGAN's lambda, "init_from": the run's folder, and the model of its config}, "captioning": ...}. They
         stand in the State as "damsm_matcher" and so on, frozen.
+      matcher: how configs of earlier runs name their one matcher, a DAMSM; its weight is then `loss["damsm"]`.
       loss: see `Loss`.
       update: "alternating": the generator answers to the discriminator after its update, as in the paper; "simultaneous": to the
         one before, whose forward pass then serves both.
@@ -144,6 +145,7 @@ class TextToImage(Task):
         discriminator: Mapping[str, Any],
         loss: Mapping[str, Any],
         matchers: Mapping[str, Any] | None = None,
+        matcher: Mapping[str, Any] | None = None,
         update: str = "alternating",
         discriminator_steps: int = 1,
         augment: Sequence[str] = (),
@@ -170,11 +172,16 @@ class TextToImage(Task):
         self.init_from.update(found)
         self.generator = _network("make_generator", generator, make)
         self.discriminator = _network("make_discriminator", discriminator, make)
+        loss = dict(loss)
+        earlier = {"weight": loss.pop("damsm", 0.0), **(matcher or {})}
         self._loss = registry.call(Loss, loss, "task.loss")
+        specs = {f"{name}_matcher": (name, spec) for name, spec in (matchers or {}).items()}
+        if matcher:
+            specs["matcher"] = ("damsm", earlier)
         # {network: (its weight, the matcher)}
         self._matchers = {
-            f"{name}_matcher": self._matcher(name, spec, context["tokenizer"], dtype)
-            for name, spec in (matchers or {}).items()
+            network: self._matcher(network, *spec, context["tokenizer"], dtype)
+            for network, spec in specs.items()
         }
         if self._matchers and not self.text:
             raise ValueError("task.matchers say how well images show their texts: they need a task.text.")
@@ -207,21 +214,21 @@ class TextToImage(Task):
         return TextEncoder(tower, pool)
 
     def _matcher(
-        self, name: str, spec: Mapping[str, Any], tokenizer: Any, dtype: Any
+        self, network: str, name: str, spec: Mapping[str, Any], tokenizer: Any, dtype: Any
     ) -> tuple[float, Matcher]:
         module, where = registry.lookup("tasks", name), f"task.matchers.{name}"
         if not hasattr(module, "make_matcher"):
             raise ValueError(
                 f"{where}: models of this task lead no generator; those of damsm and captioning do."
             )
-        spec, found = take_init_from(spec, f"{name}_matcher")
+        spec, found = take_init_from(spec, network)
         if not found:
             raise ValueError(
                 f"{where} has no init_from: an untrained matcher would lead the generator astray. Train one "
                 "(scripts/train.py --config configs/damsm_scenes.py --workdir runs/damsm_scenes) and name its folder."
             )
         self.init_from.update(found)
-        self.frozen |= {f"{name}_matcher"}
+        self.frozen |= {network}
         weight = spec.pop("weight", 1.0)
         return weight, module.make_matcher(tokenizer=tokenizer, dtype=dtype, **spec)
 

@@ -28,9 +28,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmgen_jax.command_line import _ours
 from mmgen_jax.core import config as config_lib
-from mmgen_jax.core import step_folders
+from mmgen_jax.core import errors, step_folders
 from mmgen_jax.core.checkpoint import Checkpointer, CheckpointError
 from mmgen_jax.data import sources, text, transforms
 from mmgen_jax.data.quarantine import BrokenExample
@@ -114,7 +113,7 @@ def clear(error: Exception, name: str) -> bool:
     """An error of ours that names what was wrong; an image's name is put before it by the quarantine."""
     if isinstance(error, BrokenExample):
         return bool(str(error))
-    return _ours(error) and (name in str(error))
+    return errors.on_purpose(error) and (name in str(error))
 
 
 @pytest.fixture

@@ -343,6 +343,23 @@ def test_frozen_matchers_lead_the_generator():
     assert np.abs(np.subtract(*kernels)).max() > 1e-6
 
 
+def test_the_matcher_of_an_earlier_run():
+    """Its config and its checkpoint have another name for it, and the weight elsewhere."""
+    spec = {key: value for key, value in MATCHERS["damsm"].items() if key != "weight"}
+    earlier = make(matcher=spec, loss={"damsm": 5.0})
+    assert earlier.init_from == {("matcher",): "runs/damsm"} and earlier.frozen == {"matcher"}
+    today = make(matchers={"damsm": MATCHERS["damsm"]})
+    batch = make_batch()
+    state = start(earlier, batch)
+    renamed = {
+        part: {"damsm_matcher" if k == "matcher" else k: v for k, v in getattr(state, part).items()}
+        for part in ("params", "variables")
+    }
+    found, expected = step(earlier, state, batch)[1], step(today, state.replace(**renamed), batch)[1]
+    assert found["generator_loss"] == pytest.approx(expected["generator_loss"], rel=1e-6)
+    assert found["matcher"] == pytest.approx(expected["damsm_matcher"], rel=1e-6)
+
+
 def test_a_captioner_leads_by_the_nats_of_its_words():
     """As the captioner's own task counts them, on the bytes of the same picture; the gradient is that of the slope."""
     batch = make_batch()
