@@ -91,7 +91,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             optimizer=dict(
                 name="adamw",
                 learning_rate=1e-3,
-                # As the rates fall, samples please the matchers more and the judge less.
                 schedule="constant",
                 options=dict(b1=0.0, b2=0.99),
                 networks=dict(generator=dict(learning_rate=2e-3, ema=0.999)),

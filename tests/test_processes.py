@@ -109,7 +109,7 @@ def start_two(*args):
 def finish(processes):
     """[(stdout, stderr)] of all; none is left behind."""
     try:
-        return [process.communicate(timeout=500) for process in processes]
+        return [process.communicate(timeout=200) for process in processes]
     finally:
         for process in processes:
             process.kill()
