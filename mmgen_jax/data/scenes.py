@@ -572,7 +572,7 @@ class Scenes:
       length: number of scenes; by default 1000, and endless (2^31 - 1) for train.
       noise: standard deviation of the pixel noise, as a share of white.
       max_objects: scenes have one to this many objects, at most 3.
-      minimal_pairs: every second scene is the one before it but for one thing, often with two colours swapped. In a
+      minimal_pairs: every second scene is the one before it but for one thing, often with two colours or shapes swapped. In a
         batch that is not shuffled these are hard negatives: a model that knows which colours and shapes there
         are, but not which belong together, cannot tell them apart.
       cells: the "label" is what is in each cell, int32 [27], see `to_cells`; there are no classes then.
@@ -720,24 +720,27 @@ class Scenes:
                 return numbers
 
     def _vary(self, numbers: list[int], draws: Iterator[int]) -> list[int]:
-        """The same scene but for one thing: two objects swap colours or sizes, or one object's size, colour, shape or place."""
+        """The same scene but for one thing: two objects swap colours, shapes or sizes, or one object's own differs, or its place.
+
+        Shapes most often: they are the hardest to tell apart.
+        """
         while True:
             objects = [_OBJECTS[n] for n in numbers]
             bits = next(draws)
             k, kind, bits = bits % len(objects), bits // 8 % 8, bits // 64
             chosen = objects[k]
-            if kind < 5 and len(objects) > 1:
+            if kind < 3 and len(objects) > 1:
                 other = (k + 1 + bits % (len(objects) - 1)) % len(objects)
-                field = "colour" if kind < 3 else "size"
+                field = ("colour", "shape", "size")[kind]
                 value = getattr(objects[other], field)
                 objects[other] = objects[other]._replace(**{field: getattr(chosen, field)})
                 objects[k] = chosen._replace(**{field: value})
-            elif kind in (0, 5):
-                objects[k] = chosen._replace(size="small" if chosen.size == "large" else "large")
-            elif kind in (1, 6):
+            elif kind in (0, 3):
                 objects[k] = chosen._replace(colour=list(COLOURS)[bits % len(COLOURS)])
-            elif kind == 2:
+            elif kind in (1, 4, 5):
                 objects[k] = chosen._replace(shape=SHAPES[bits % len(SHAPES)])
+            elif kind in (2, 6):
+                objects[k] = chosen._replace(size="small" if chosen.size == "large" else "large")
             else:
                 objects[k] = chosen._replace(row=bits % GRID, column=bits // GRID % GRID)
             varied = sorted(_NUMBER[o] for o in objects)

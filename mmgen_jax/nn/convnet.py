@@ -12,7 +12,7 @@ from mmgen_jax.core import registry
 from mmgen_jax.nn import pooling
 from mmgen_jax.nn.resnet import BLOCKS, Block, convolution, normalise
 
-POOLS = {"none": pooling.none, "mean": pooling.mean, "flatten": pooling.flatten}
+POOLS = {"none": pooling.none, "mean": pooling.mean, "flatten": pooling.flatten, "pyramid": pooling.pyramid}
 
 
 class ConvNet(nn.Module):
@@ -24,13 +24,16 @@ class ConvNet(nn.Module):
     Attributes:
       widths: features after each convolution; each halves the grid.
       blocks: how many basic residual blocks follow.
-      pool: "none" for the grid, "mean" over its positions, or "flatten", all of them side by side, which keeps places apart.
+      hidden: features of one more 1x1 convolution, or 0: at each position a combination of what is there, before the pool.
+      pool: "none" for the grid, "mean" over its positions, "flatten", all of them side by side, which keeps places apart, or
+        "pyramid", the means over the grid, its rows and its columns.
       dtype: of the computation; parameters and batch statistics are float32.
       axis_name: mapped axis over which batch statistics are averaged, in the per-device mode; else None.
     """
 
     widths: Sequence[int] = (32, 64, 128)
     blocks: int = 1
+    hidden: int = 0
     pool: str = "none"
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -49,6 +52,9 @@ class ConvNet(nn.Module):
             x = nn.relu(norm(x, f"norm{i + 1}"))
         for i in range(self.blocks):
             x = Block(BLOCKS["basic"], self.widths[-1], 1, norm, self.dtype, name=f"block{i + 1}")(x)
+        if self.hidden:
+            x = convolution(self.hidden, 1, 1, self.dtype, "hidden")(x)
+            x = nn.relu(norm(x, "hidden_norm"))
         return pool(x)
 
 

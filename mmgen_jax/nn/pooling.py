@@ -28,6 +28,19 @@ def flatten(grid: jax.Array) -> jax.Array:
     return rearrange(grid, "b h w d -> b (h w d)")
 
 
+def pyramid(grid: jax.Array) -> jax.Array:
+    """Means over the whole grid, over each row and over each column, side by side, each divided by its share's root.
+
+    Spatial pyramid pooling (He et al., 2014) with bands in place of squares. What is said of a thing wherever it is, is
+    learnt once; what is said of its place can still be told; and all levels are about equally large.
+    [B, H, W, D] -> [B, (1 + H + W) * D].
+    """
+    _, height, width, _ = grid.shape
+    rows = rearrange(jnp.mean(grid, axis=2), "b h d -> b (h d)") / height**0.5
+    columns = rearrange(jnp.mean(grid, axis=1), "b w d -> b (w d)") / width**0.5
+    return jnp.concatenate([mean(grid), rows, columns], axis=-1)
+
+
 def resize_positions(table: jax.Array, rows: int, columns: int) -> jax.Array:
     """Learned positions for a grid of another size, bilinearly. [H, W, D] -> [rows, columns, D]."""
     if table.shape[:2] == (rows, columns):

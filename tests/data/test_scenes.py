@@ -306,7 +306,7 @@ def test_minimal_pairs():
         assert len(set(changed) - {"column"}) <= 1 or changed == ["row", "column"]
         swapped += not changed
         assert all(scenes.is_true(caption, source.scene(i + 1)) for caption in source.captions(i + 1))
-    assert 60 < swapped < 140
+    assert 25 < swapped < 75  # three of eight kinds, where a scene has two objects and they differ
 
 
 @pytest.mark.parametrize("max_objects", [1, 3])

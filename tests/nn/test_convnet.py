@@ -61,6 +61,23 @@ def test_pools_keep_the_parameters():
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_hidden_is_one_more_1x1_convolution():
+    image = images()
+    module = tiny(hidden=5, pool="mean")
+    variables = module.init(jax.random.key(0), image, train=False)
+    grid = np.float64(tiny().apply(without(variables, "hidden", "hidden_norm"), image, train=False))
+    kernel = np.float64(variables["params"]["hidden"]["kernel"])
+    expected = np.maximum(grid @ kernel / np.sqrt(1 + 1e-5), 0).mean((1, 2))  # young statistics: 0 and 1
+    np.testing.assert_allclose(module.apply(variables, image, train=False), expected, rtol=1e-4, atol=1e-5)
+
+
+def without(variables, *names):
+    return {
+        kind: {key: value for key, value in tree.items() if key not in names}
+        for kind, tree in variables.items()
+    }
+
+
 def test_unknown_field_variant_and_pool():
     with pytest.raises(ValueError, match='Did you mean "widths"'):
         tiny(width=(4,))

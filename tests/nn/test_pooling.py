@@ -53,6 +53,12 @@ def test_pools_without_parameters():
     np.testing.assert_allclose(pooling.mean(grid), GRID.mean((1, 2)), rtol=1e-5, atol=1e-6)
     flat = np.asarray(pooling.flatten(grid))
     np.testing.assert_array_equal(flat.reshape(B, H, W, D)[1, 2, 0], grid[1, 2, 0])
+    levels = np.split(np.asarray(pooling.pyramid(grid)), [D, (1 + H) * D], axis=1)
+    np.testing.assert_allclose(levels[0], GRID.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    rows = levels[1].reshape(B, H, D)
+    np.testing.assert_allclose(rows[:, 1], GRID[:, 1].mean(1) / np.sqrt(H), rtol=1e-5, atol=1e-6)
+    columns = levels[2].reshape(B, W, D)
+    np.testing.assert_allclose(columns[:, 0], GRID[:, :, 0].mean(1) / np.sqrt(W), rtol=1e-5, atol=1e-6)
 
 
 def test_attention_pool_equals_numpy():
