@@ -572,7 +572,7 @@ class Scenes:
       length: number of scenes; by default 1000, and endless (2^31 - 1) for train.
       noise: standard deviation of the pixel noise, as a share of white.
       max_objects: scenes have one to this many objects, at most 3.
-      minimal_pairs: every second scene is the one before it but for one thing, often with two colours or shapes swapped. In a
+      minimal_pairs: every second scene is the one before it but for one thing, such as two colours or places swapped. In a
         batch that is not shuffled these are hard negatives: a model that knows which colours and shapes there
         are, but not which belong together, cannot tell them apart.
       cells: the "label" is what is in each cell, int32 [27], see `to_cells`; there are no classes then.
@@ -720,29 +720,19 @@ class Scenes:
                 return numbers
 
     def _vary(self, numbers: list[int], draws: Iterator[int]) -> list[int]:
-        """The same scene but for one thing: two objects swap colours, shapes or sizes, or one object's own differs, or its place.
-
-        Shapes most often: they are the hardest to tell apart.
-        """
+        """The same scene but for one thing: two objects swap it, or it is drawn anew for one of them."""
         while True:
             objects = [_OBJECTS[n] for n in numbers]
             bits = next(draws)
-            k, kind, bits = bits % len(objects), bits // 8 % 8, bits // 64
-            chosen = objects[k]
-            if kind < 3 and len(objects) > 1:
+            k, kind, swap, bits = bits % len(objects), bits // 8 % 4, bits // 32 % 2, bits // 64
+            fields = (("colour",), ("shape",), ("size",), ("row", "column"))[kind]
+            if swap and len(objects) > 1:
                 other = (k + 1 + bits % (len(objects) - 1)) % len(objects)
-                field = ("colour", "shape", "size")[kind]
-                value = getattr(objects[other], field)
-                objects[other] = objects[other]._replace(**{field: getattr(chosen, field)})
-                objects[k] = chosen._replace(**{field: value})
-            elif kind in (0, 3):
-                objects[k] = chosen._replace(colour=list(COLOURS)[bits % len(COLOURS)])
-            elif kind in (1, 4, 5):
-                objects[k] = chosen._replace(shape=SHAPES[bits % len(SHAPES)])
-            elif kind in (2, 6):
-                objects[k] = chosen._replace(size="small" if chosen.size == "large" else "large")
+                value = _OBJECTS[numbers[other]]
+                objects[other] = value._replace(**{field: getattr(objects[k], field) for field in fields})
             else:
-                objects[k] = chosen._replace(row=bits % GRID, column=bits // GRID % GRID)
+                value = _OBJECTS[bits % len(_OBJECTS)]
+            objects[k] = objects[k]._replace(**{field: getattr(value, field) for field in fields})
             varied = sorted(_NUMBER[o] for o in objects)
             if varied != numbers and self._fits(varied):
                 return varied
