@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
+from mmgen_jax.data.answers import Answers
 from mmgen_jax.data.quarantine import BrokenExample, read_bytes
 from mmgen_jax.data.text import BOS, EOS, PAD, Tokenizer
 
@@ -126,16 +127,19 @@ def random_resized_crop(
 
 
 def flip(probability: float = 0.5) -> Transform:
-    """Mirror the image left to right, unless one of its captions speaks of left or right."""
+    """Mirror the image left to right, unless a caption, the question or an answer speaks of left or right."""
     if not 0 <= probability <= 1:
         raise ValueError(f"flip needs a probability between 0 and 1, not {probability}.")
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        if "captions" not in example:
-            raise ValueError("flip reads the captions: write it before caption in the pipeline.")
+        said = [*example.get("captions", ()), example.get("question", ""), *example.get("answers", ())]
+        if not all(isinstance(text, str) for text in said) or not {"captions", "question"} & example.keys():
+            raise ValueError(
+                "flip reads captions and questions: write it before caption, question and answers."
+            )
         # The number is drawn in either case, so that a caption never changes the augmentations that follow.
         chosen = rng.random() < probability
-        if not chosen or any(_SIDES.search(caption) for caption in example["captions"]):
+        if not chosen or any(map(_SIDES.search, said)):
             return example
         image = example["image"]
         if isinstance(image, np.ndarray):
@@ -226,7 +230,7 @@ def text(
         raise ValueError(f"text needs max_len of at least 2, for BOS and EOS, not {max_len}.")
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        tokens = np.full((per_image, max_len), tokenizer.pad, np.int32)
+        tokens = np.empty((per_image, max_len), np.int32)
         mask = (np.arange(per_image) < len(example.get("captions") or ())).astype(np.float32)
         cut = np.zeros(per_image, np.float32)
         for k, sentence in enumerate(pick(example, rng)):
@@ -238,11 +242,49 @@ def text(
                         f"tokens with BOS and EOS, the context {max_len}: {sentence[:60]!r}... Raise max_len here "
                         'and in the task, shorten the caption, or set too_long="cut".'
                     )
-                ids[max_len - 1 :] = [tokenizer.eos]
                 cut[k] = mask[k]
-            tokens[k, : len(ids)] = ids
+            tokens[k] = _row(ids, max_len, tokenizer)
         arrays = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
         return {**arrays, "image": example["image"], "tokens": tokens, "text_mask": mask, "cut": cut}
+
+    return transform
+
+
+def question(max_len: int, *, tokenizer: Tokenizer) -> Transform:
+    """Turn the question into "question": int32 [max_len], BOS ... EOS PAD with the tokenizer's own ids.
+
+    One that is cut keeps its EOS. All other keys stay.
+
+    Args:
+      max_len: T, BOS and EOS too.
+      tokenizer: given by the program.
+    """
+    if max_len < 2:
+        raise ValueError(f"question needs max_len of at least 2, for BOS and EOS, not {max_len}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        if not isinstance(example.get("question"), str):
+            raise ValueError(
+                f"question: the example {example.get('name', '')!r} has no question. Sources of questions are scene_questions, "
+                "vqa and the like; see data/questions.py."
+            )
+        ids = [tokenizer.bos, *tokenizer.encode(example["question"]), tokenizer.eos]
+        return {**example, "question": _row(ids, max_len, tokenizer)}
+
+    return transform
+
+
+def answers(*, answers: Answers) -> Transform:
+    """Turn the annotators' answers into "answer": float32 [K], the score of each answer of the vocabulary.
+
+    It is all zeros where the vocabulary has none of them, or where there are none. All other keys stay.
+
+    Args:
+      answers: K answers, given by the program where the config has data.answers.
+    """
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "answer": answers.soft(example.get("answers", ()))}
 
     return transform
 
@@ -267,7 +309,19 @@ def array() -> Transform:
 
 FACTORIES = {
     f.__name__: f
-    for f in (decode, resize, center_crop, random_resized_crop, flip, color_jitter, caption, text, array)
+    for f in (
+        decode,
+        resize,
+        center_crop,
+        random_resized_crop,
+        flip,
+        color_jitter,
+        caption,
+        text,
+        question,
+        answers,
+        array,
+    )
 }
 
 
@@ -340,7 +394,8 @@ def _build(step: ast.expr, pipeline: str, context: Mapping[str, Any]) -> Transfo
     absent = given - context.keys()
     if absent:
         raise ValueError(
-            f'"{source}" needs {", ".join(sorted(absent))}, which this program does not provide.'
+            f'"{source}" needs {", ".join(sorted(absent))}, which this program does not provide; a training does where the '
+            f"config has {', '.join(f'data.{key}' for key in sorted(absent))}."
         )
     try:
         return registry.call(factory, kwargs, f'"{source}"', **{key: context[key] for key in given})
@@ -371,6 +426,14 @@ def _picker(name: str, per_image: int, which: str) -> Callable[[Example, np.rand
         return [captions[k] for k in order]
 
     return pick
+
+
+def _row(ids: list[int], max_len: int, tokenizer: Tokenizer) -> np.ndarray:
+    """BOS ... EOS as int32 [max_len]: padded, or cut before its EOS."""
+    row = np.full(max_len, tokenizer.pad, np.int32)
+    kept = ids if len(ids) <= max_len else [*ids[: max_len - 1], tokenizer.eos]
+    row[: len(kept)] = kept
+    return row
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
