@@ -30,6 +30,7 @@ from mmgen_jax.data.pairs import (
     parse_json,
     read_lines,
 )
+from mmgen_jax.data.scene_questions import SceneQuestions
 from mmgen_jax.data.scenes import Scenes
 from mmgen_jax.data.tfds import tfds
 from mmgen_jax.data.toys import Gaussians, StackedDigits
@@ -379,6 +380,7 @@ def flickr8k(*, tokens: str, images: str, split_list: str | None = None, on_miss
 SOURCES: dict[str, Callable[..., Source]] = {
     **{f.__name__: f for f in (jsonl, parquet, folder, webdataset, coco, karpathy, flickr8k, cub, idx, tfds)},
     "scenes": Scenes,
+    "scene_questions": SceneQuestions,
     "gaussians": Gaussians,
     "stacked_digits": StackedDigits,
 }
