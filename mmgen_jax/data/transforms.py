@@ -250,6 +250,27 @@ def text(
     return transform
 
 
+def description(max_len: int, which: str = "random", *, tokenizer: Tokenizer) -> Transform:
+    """Turn one of the captions into "text": int32 [max_len], BOS ... EOS PAD, to be read beside the image for a label.
+
+    One that is cut keeps its EOS. All other keys stay.
+
+    Args:
+      max_len: T, BOS and EOS too.
+      which: "random" draws one; "first" takes the first, as evaluations want.
+      tokenizer: given by the program.
+    """
+    pick = _picker("description", 1, which)
+    if max_len < 2:
+        raise ValueError(f"description needs max_len of at least 2, for BOS and EOS, not {max_len}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        ids = [tokenizer.bos, *tokenizer.encode(pick(example, rng)[0]), tokenizer.eos]
+        return {**example, "text": _row(ids, max_len, tokenizer)}
+
+    return transform
+
+
 def question(max_len: int, *, tokenizer: Tokenizer) -> Transform:
     """Turn the question into "question": int32 [max_len], BOS ... EOS PAD with the tokenizer's own ids.
 
@@ -318,6 +339,7 @@ FACTORIES = {
         color_jitter,
         caption,
         text,
+        description,
         question,
         answers,
         array,

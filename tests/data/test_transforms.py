@@ -555,3 +555,18 @@ def test_forgetting_decode_is_an_error():
     for pipeline in ("resize(8)", "caption(4)", "text(4)"):
         with pytest.raises(ValueError, match="begin the pipeline with decode"):
             apply(pipeline, encode(Image.fromarray(photo())))
+
+
+def test_description():
+    """One caption as a text beside the image and the label; which one, and where it is cut, as with `text`."""
+    example = {"image": photo(), "captions": ["a dog runs left", "a cat"], "label": np.int32(3)}
+    for seed in range(8):
+        made, chosen = apply("description(6)", example, seed), apply("text(6)", example, seed)
+        np.testing.assert_array_equal(made["text"], chosen["tokens"][0])
+    assert made["text"].dtype == np.int32 and made["label"] == 3
+    cut = apply("description(4, which='first')", example)["text"]
+    np.testing.assert_array_equal(cut, [WORDS.bos, *WORDS.encode("a dog"), WORDS.eos])
+    with pytest.raises(ValueError, match=r"description needs max_len of at least 2"):
+        parse("description(1)", CONTEXT)
+    with pytest.raises(ValueError, match=r"description: the example '' has no captions"):
+        apply("description(6)", {"image": photo(), "captions": []})
