@@ -30,6 +30,7 @@ from mmgen_jax.data.pairs import (
     parse_json,
     read_lines,
 )
+from mmgen_jax.data.relational_scenes import RelationalScenes
 from mmgen_jax.data.scene_questions import SceneQuestions
 from mmgen_jax.data.scenes import Scenes
 from mmgen_jax.data.tfds import tfds
@@ -381,6 +382,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     **{f.__name__: f for f in (jsonl, parquet, folder, webdataset, coco, karpathy, flickr8k, cub, idx, tfds)},
     "scenes": Scenes,
     "scene_questions": SceneQuestions,
+    "relational_scenes": RelationalScenes,
     "gaussians": Gaussians,
     "stacked_digits": StackedDigits,
 }
