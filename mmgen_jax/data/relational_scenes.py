@@ -12,17 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmgen_jax.data import scenes
-from mmgen_jax.data.scene_questions import (
-    SPLITS,
-    YES_NO,
-    Pick,
-    _checked,
-    _noise,
-    _picker,
-    _size,
-    _split,
-    answer_type,
-)
+from mmgen_jax.data.answers import YES_NO, answer_type
+from mmgen_jax.data.scene_questions import SPLITS, Pick, _checked, _noise, _picker, _size, _split
 from mmgen_jax.data.scenes import LENGTHS
 
 COLOURS = tuple(scenes.COLOURS)[:6]
