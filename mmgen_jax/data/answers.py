@@ -11,6 +11,8 @@ import numpy as np
 from mmgen_jax.data.pairs import parse_json
 from mmgen_jax.scores import vqa
 
+YES_NO = ("yes", "no")
+
 
 class Answers:
     """K answers, in the form in which they are compared (see `scores.vqa.normalise`).
@@ -84,6 +86,11 @@ class Answers:
 def most_said(answers: Sequence[str]) -> str:
     """The answer that most of a question's annotators gave; of several, that which was given first."""
     return Counter(map(vqa.normalise, answers)).most_common(1)[0][0]
+
+
+def answer_type(answer: str) -> str:
+    """ "yes/no", "number" or "other", as VQA calls them; of an answer in its normal form."""
+    return "yes/no" if answer in YES_NO else "number" if answer.isdigit() else "other"
 
 
 def load(path: str | Path) -> Answers:

@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import pickletools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -239,3 +239,45 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def json_lines(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line of a file of JSON objects that is not blank."""
+    for number, line in read_lines(file):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{file}, line {number}: broken JSON ({error.msg} at column {error.colno}). "
+                "Repair or delete the line; if it is the last one, the file was cut: copy it again."
+            ) from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number}: expected a JSON object {{...}}, found {line[:40]!r}.")
+        yield number, row
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; broken JSON is a ValueError that names the place."""
+    text = "\n".join(line for _, line in read_lines(file))
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(text.rstrip()) or not text.rstrip().endswith(("}", "]"))
+        why = "the file ends in the middle: it was cut, copy it again" if cut else "repair it there"
+        raise ValueError(
+            f"{file}, line {error.lineno}, column {error.colno} (character {error.pos} of {len(text)}): "
+            f"broken JSON, {error.msg}; {why}."
+        ) from None
+
+
+def need_keys(file: Path, content: Any, keys: Mapping[str, Sequence[str]]) -> None:
+    """`content` is an object that has lists of objects with these fields."""
+    for key, fields in keys.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f'{file} has no list "{key}": is it the right kind of file?')
+        for number, entry in enumerate(content[key]):
+            for field in fields:
+                if not isinstance(entry, dict) or field not in entry:
+                    raise ValueError(f'{file}: entry {number} of "{key}" has no "{field}".')

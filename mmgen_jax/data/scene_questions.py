@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mmgen_jax.core.registry import nearest
 from mmgen_jax.data import scenes
+from mmgen_jax.data.answers import YES_NO, answer_type
 from mmgen_jax.data.scenes import COLOURS, GRID, LENGTHS, RADIUS, RELATIONS, RULES, SHAPES, Object, Scene
 
 SPLITS = ("train", "val", "test")
@@ -23,7 +24,6 @@ VALUES = {
     "shape": SHAPES,
 }  # in the order in which they are said
 NUMBERS = ("0", "1", "2", "3")
-YES_NO = ("yes", "no")
 ANSWERS = (*YES_NO, *NUMBERS, *itertools.chain.from_iterable(VALUES.values()))
 FEWEST, MOST = 2, 6  # objects in a scene
 _TRIES = 50  # scenes that are drawn to find one for another question about the same image
@@ -372,11 +372,6 @@ def possible(question: str) -> tuple[str, ...]:
     """The answers that a question can have, each as likely in the data; none if the grammar cannot ask it."""
     parsed = parse(question)
     return () if parsed is None else tuple(parsed[0].answers(parsed[1]))
-
-
-def answer_type(answer: str) -> str:
-    """ "yes/no", "number" or "other", as VQA calls them."""
-    return "yes/no" if answer in YES_NO else "number" if answer.isdigit() else "other"
 
 
 # ---------------------------------------------------------------------------------------------- the scenes
