@@ -25,6 +25,7 @@ LAYERS = (
         "left_out",
         "evaluate",
         "caption",
+        "answer",
         "generate",
         "search",
         "image_files",
