@@ -103,7 +103,8 @@ class Places(nn.Module):
 class Multimodal(nn.Module):
     """Towers, fusion and heads. With one modality it is that modality's baseline.
 
-    What a modality is shows its input: uint8 is pixels, int32 [B, T] a text, float32 goes to its tower as it is.
+    What a modality is shows its input: uint8 is pixels, [B, H, W, 3] or a clip's [B, F, H, W, 3], of which "frame_mask" bool
+    [B, F] may say what only pads it; int32 [B, T] is a text; float32 goes to its tower as it is.
 
     Attributes:
       towers: {modality: a tower}, each with the result [B, D], tokens [B, P, D] or a grid [B, H, W, D].
@@ -174,17 +175,22 @@ class Multimodal(nn.Module):
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.modality_dropout, present.shape)
             keep = keep & present
             present = jnp.where(jnp.any(keep, axis=1, keepdims=True), keep, present)
+        frames = inputs.get("frame_mask")
         return [
-            self._stream(name, inputs[name], present[:, i : i + 1], train)
+            self._stream(name, inputs[name], present[:, i : i + 1], frames, train)
             for i, name in enumerate(self.modalities)
         ]
 
-    def _stream(self, name: str, x: jax.Array, present: jax.Array, train: bool) -> Stream:
-        """present: bool [B, 1]."""
+    def _stream(
+        self, name: str, x: jax.Array, present: jax.Array, frames: jax.Array | None, train: bool
+    ) -> Stream:
+        """present: bool [B, 1]; frames: bool [B, F], of a clip."""
+        padded = x.ndim == 5 and frames is not None
         is_text = x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer)
         if x.dtype == jnp.uint8:
             x = pixels.normalise(x, self.pixels, self.dtype)
-        y = self.towers[name](x, train=train)
+        tower = self.towers[name]
+        y = tower(x, frames, train=train) if padded else tower(x, train=train)
         if y.ndim == 2:
             return Stream(y[:, None], present)
         if y.ndim == 4:
@@ -193,6 +199,8 @@ class Multimodal(nn.Module):
         if is_text:
             length = text_pooling.lengths(x, eos=self.eos, max_len=x.shape[1])
             mask = mask & text_pooling.inside(length, x.shape[1])
+        if padded:
+            mask = mask & tower.token_mask(frames, y.shape[1])
         return Stream(y, mask)
 
     def __call__(

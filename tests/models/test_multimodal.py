@@ -18,6 +18,9 @@ TOWERS = {
     "question": {"name": "text_rnn", "features": 6, "embed_features": 4, "max_len": T, "pool": "none"},
     "sound": {"name": "text_rnn", "features": 6, "embed_features": 4, "max_len": T, "pool": "last"},
 }
+TOWERS["video"] = {
+    "name": "video_transformer", "width": 8, "depth": 1, "heads": 2, "patch": 4, "image_size": 8, "frames": 4, "tubelet": 2
+}  # fmt: skip
 rng = np.random.default_rng(0)
 INPUTS = {
     "image": rng.integers(0, 256, (B, 8, 8, 3), dtype=np.uint8),
@@ -151,6 +154,25 @@ def test_probes_do_not_move_towers():
     size = {name: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree)) for name, tree in grads.items()}
     assert size["towers_image"] == 0 < size["own_image"]
     assert size["towers_question"] > 0 < size["own_question"] and size["head"] == 0
+
+
+def test_clips():
+    """A clip beside a question; frames that only pad it change nothing, and nobody looks at them."""
+    model = make(("video", "question"))
+    clip = rng.integers(0, 256, (B, 4, 8, 8, 3), dtype=np.uint8)
+    given = {
+        "question": INPUTS["question"],
+        "video": clip,
+        "frame_mask": np.array([[1, 1, 0, 0], [1] * 4, [1, 1, 1, 0]], bool),
+    }
+    shapes = jax.eval_shape(model.init, jax.random.key(0), given)
+    variables = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), shapes)
+    out = jax.jit(model.apply)(variables, given)
+    other = {**given, "video": np.where(given["frame_mask"][:, :, None, None, None], clip, 255 - clip)}
+    same = jax.jit(model.apply)(variables, other)
+    np.testing.assert_allclose(out.logits, same.logits, rtol=1e-6, atol=1e-6)
+    assert out.attention.shape == (B, 8)  # two steps of four places
+    assert not np.asarray(out.attention)[0, 4:].any() and np.asarray(out.attention)[1:].all()
 
 
 def test_errors():
