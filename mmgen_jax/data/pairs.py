@@ -109,17 +109,21 @@ class Problems:
                 kept.append(text.strip())
         return kept
 
-    def report(self, hint: str = "") -> None:
-        """Raise the error, if there is one, and if they are not to be skipped."""
-        if not self._found or self._skip:
-            return
+    def found(self) -> list[str]:
+        """A line for each kind of problem: how many there are, and the first of them."""
         lines = []
         for kind, places in self._found.items():
             more = f", and {len(places) - 5} more" if len(places) > 5 else ""
             lines.append(f"  {kind}: {len(places)} ({'; '.join(places[:5])}{more})")
+        return lines
+
+    def report(self, hint: str = "") -> None:
+        """Raise the error, if there is one, and if they are not to be skipped."""
+        if not self._found or self._skip:
+            return
         remedy = 'Repair these entries, or set on_missing="skip" to leave them out.'
         raise ValueError(
-            "\n".join([f"{self._file} has unusable entries:", *lines, f"{remedy} {hint}".strip()])
+            "\n".join([f"{self._file} has unusable entries:", *self.found(), f"{remedy} {hint}".strip()])
         )
 
 
@@ -225,7 +229,7 @@ def on_disk(root: str | Path, paths: list[str], captions: list[list[str]], file:
     root = need_folder(root, f"the images that {file} names")
     if not paths:
         raise ValueError(f"{file} holds no usable example.")
-    if not any(_exists(root / path) for path in islice(paths, 32)):
+    if not any(exists(root / path) for path in islice(paths, 32)):
         raise FileNotFoundError(
             f"None of the first images that {file} names is in {root}; expected for example "
             f"{root / paths[0]}. Is that the right folder?"
@@ -233,7 +237,7 @@ def on_disk(root: str | Path, paths: list[str], captions: list[list[str]], file:
     return Pairs(Files(root, paths), captions, paths)
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Also of a name that no file can have."""
     try:
         return path.exists()

@@ -4,7 +4,6 @@
 """
 
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from mmgen_jax.data.pairs import (
     Files,
     Problems,
     check_split,
+    exists,
     json_lines,
     need,
     need_file,
@@ -147,14 +147,13 @@ def vqa(
         said = read_json(notes_file)
         need_keys(notes_file, said, {"annotations": ("question_id", "image_id", "answers")})
         for note in said["annotations"]:
-            if note["question_id"] in notes:
-                problems.add(
-                    f"annotation that comes twice in {notes_file}", f"question_id {note['question_id']}"
-                )
-            notes[note["question_id"]] = note
+            number = _number(note, notes_file)
+            if number in notes:
+                problems.add(f"annotation that comes twice in {notes_file}", f"question_id {number}")
+            notes[number] = note
     rows, seen = [], set()
     for asked in content["questions"]:
-        number = asked["question_id"]
+        number = _number(asked, file)
         where, note = f"question_id {number}", notes.get(number)
         if number in seen:
             problems.add("question that comes twice", where)
@@ -169,17 +168,16 @@ def vqa(
             continue
         try:
             path = image_file.format(id=asked["image_id"], subtype=content.get("data_subtype", ""))
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, TypeError) as error:
             raise ValueError(
-                f"image_file={image_file!r} is no name for the image_id {asked['image_id']!r} ({error}); it has the places "
-                '{id} and {subtype}, such as "COCO_{subtype}_{id:012d}.jpg" or "{id}.png".'
+                f"image_file={image_file!r} is no name for the image_id {asked['image_id']!r} of {file} ({error}); it has the "
+                'places {id} and {subtype}, such as "COCO_{subtype}_{id:012d}.jpg" or "{id}.png".'
             ) from None
-        more = {"choices": asked.get("multiple_choices") or (), "where": where}
+        more = {"choices": _list(asked.get("multiple_choices")), "where": where}
         if note is None:
             rows.append(Question(path, asked["question"], (), **more))
             continue
-        listed = note["answers"] if isinstance(note["answers"], list) else []
-        answers = [one.get("answer") if isinstance(one, dict) else one for one in listed]
+        answers = [one.get("answer") if isinstance(one, dict) else one for one in _list(note["answers"])]
         kinds = {"type": note.get("question_type", ""), "answer_type": note.get("answer_type", "")}
         rows.append(Question(path, asked["question"], answers, **kinds, **more))
     for number in notes.keys() - seen:
@@ -213,7 +211,7 @@ def daquar(
     problems, rows, splits = Problems(file, on_missing), [], set()
     if file.suffix == ".jsonl":
         for number, row in json_lines(file):
-            splits.add(row.get("split"))
+            splits.add(str(row.get("split")))
             if split is None or row.get("split") == split:
                 answers = [row["answer"]] if "answer" in row else []
                 rows.append(Question(row.get("image"), row.get("question"), answers, where=f"line {number}"))
@@ -250,7 +248,8 @@ def clevr(*, questions: str, images: str, on_missing: str = "error") -> Question
     need_keys(file, content, {"questions": ("image_filename", "question", "split")})
     rows = []
     for number, asked in enumerate(content["questions"]):
-        last = (asked.get("program") or [{}])[-1]
+        steps = [step for step in _list(asked.get("program")) if isinstance(step, dict)]
+        last = steps[-1] if steps else {}
         rows.append(
             Question(
                 f"{asked['split']}/{asked['image_filename']}",
@@ -288,7 +287,8 @@ def gqa(*, questions: str, images: str, suffix: str = ".jpg", on_missing: str = 
                 if not isinstance(asked, dict) or key not in asked:
                     raise ValueError(f'{file}: the question {number} has no "{key}".')
             answers = [asked["answer"]] if "answer" in asked else ()
-            kind = (asked.get("types") or {}).get("structural") or ""
+            kinds = asked.get("types")
+            kind = kinds.get("structural") if isinstance(kinds, dict) else ""
             image = f"{asked['imageId']}{suffix}"
             rows.append(Question(image, asked["question"], answers, type=kind, where=f"question {number}"))
     return _on_disk(rows, images, found, problems, secret=not any(row.answers for row in rows))
@@ -321,7 +321,7 @@ def easy_vqa(*, path: str, split: str | None = None, on_missing: str = "error") 
     table = _table(root, ("image", "image_id", "questions", "answers", "split"), split)
     rows = []
     for k, (texts, answers) in enumerate(zip(table["questions"], table["answers"], strict=True)):
-        texts, answers = texts or [], answers or []
+        texts, answers = _list(texts), _list(answers)
         if len(texts) != len(answers):
             problems.add(
                 "questions and answers that do not match", f"row {k} ({len(texts)} and {len(answers)})"
@@ -345,10 +345,14 @@ def shapes_vqa(*, path: str, split: str, on_missing: str = "error") -> Questions
     file = root / f"{split}_qa.jsonl"
     archive = need_file(root / f"{split}_images.npz", "the images that the questions are about")
     try:
-        with np.load(archive) as content:
+        with archive.open("rb") as opened, np.load(opened) as content:
             images = content["images"]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and numpy raise all sorts of things on damaged files
         raise ValueError(f'{archive} is no whole archive with "images" ({error}). Copy it again.') from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f'{archive}: "images" must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}.'
+        )
     rows = [
         Question(
             row.get("index"),
@@ -383,34 +387,25 @@ def nlvr(
     """
     file = need_file(path, "NLVR's dev.json, or a Parquet file of its images and statements")
     problems = Problems(file, on_missing)
-    labels = {True: "true", False: "false", "true": "true", "false": "false"}
     more = {"type": "statement", "answer_type": "true/false"}
     if file.suffix == ".parquet":
         table = _table(file, ("image", "name", "sentence", "label", "split"), split)
         rows = [
-            Question(
-                k,
-                text,
-                [labels[label]] if label in labels else [],
-                group=text or "",
-                where=f"row {k} ({name})",
-                **more,
-            )
+            Question(k, text, _label(label), group=text, where=f"row {k} ({name})", **more)
             for k, (name, text, label) in enumerate(
                 zip(table["name"], table["sentence"], table["label"], strict=True)
             )
         ]
-        return _in_memory(rows, table["image"], table["name"], file, problems)
+        return _in_memory(rows, table["image"], list(map(str, table["name"])), file, problems)
     check_split(file, split, ())
     rows = []
     for number, row in json_lines(file):
         for key in ("identifier", "sentence", "label", "directory"):
             if key not in row:
                 raise ValueError(f'{file}, line {number}: no "{key}".')
-        text, label = row["sentence"], str(row["label"]).lower()
+        text, said = row["sentence"], _label(row["label"])
         for order in range(orders):
             image = f"{row['directory']}/{file.stem}-{row['identifier']}-{order}.png"
-            said = [labels[label]] if label in labels else []
             rows.append(Question(image, text, said, group=text, where=f"line {number}", **more))
     return _on_disk(rows, images or str(file.parent / "images"), file, problems)
 
@@ -420,22 +415,41 @@ QUESTIONS: dict[str, Callable[..., Questions]] = {
 }
 
 
+def _list(value: Any) -> list:
+    """A list as it is; anything else is an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def _label(value: Any) -> list[str]:
+    """The answer to a statement that is true or false, of either form in which files have it."""
+    text = str(value).lower()
+    return [text] if text in ("true", "false") else []
+
+
+def _number(entry: dict[str, Any], file: Path) -> int | str:
+    """The question_id of a question or an annotation."""
+    number = entry["question_id"]
+    if not isinstance(number, (int, str)):
+        raise ValueError(f"{file}: the question_id {str(number)[:40]!r} is neither a number nor a text.")
+    return number
+
+
 def _table(file: Path, columns: Sequence[str], split: str | None) -> dict[str, list]:
     """The columns of a Parquet file, the rows of `split` alone, as lists; "split" need not be there where none is asked for."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    wanted = [column for column in columns if column != "split" or split is not None]
     try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
+        names = pq.read_schema(file).names
+        absent = [column for column in wanted if column not in names]
+        content = {} if absent else pq.read_table(file, columns=wanted).to_pydict()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{file} is no whole Parquet file ({error}). If it was cut while copying, copy it again."
         ) from error
-    wanted = [column for column in columns if column != "split" or split is not None]
-    absent = [column for column in wanted if column not in table.column_names]
     if absent:
-        raise ValueError(f'{file} has no column "{absent[0]}"; it has: {", ".join(table.column_names)}.')
-    content = {column: table.column(column).to_pylist() for column in wanted}
+        raise ValueError(f'{file} has no column "{absent[0]}"; it has: {", ".join(names)}.')
     if split is None:
         return content
     check_split(file, split, set(content["split"]))
@@ -449,7 +463,7 @@ def _on_disk(
     """Questions whose images are files below `root`; a question without its file is a problem."""
     folder, rows = need_folder(root, f"the images that {file} names"), list(rows)
     paths = dict.fromkeys(row.image for row in rows if isinstance(row.image, str) and row.image)
-    there = {path: k for k, path in enumerate(path for path in paths if (folder / path).is_file())}
+    there = {path: k for k, path in enumerate(path for path in paths if exists(folder / path))}
     if paths and not there:
         raise FileNotFoundError(
             f"None of the images that {file} names is in {folder}; expected for example {folder / next(iter(paths))}. Is that "
@@ -465,7 +479,7 @@ def _in_memory(
 
     def place(number: Any) -> int | None:
         known = isinstance(number, int) and 0 <= number < len(images)
-        return number if known and images[number] is not None else None
+        return number if known and isinstance(images[number], (bytes, np.ndarray)) else None
 
     return _checked(rows, images, names, place, file, problems, secret=False)
 
@@ -493,10 +507,17 @@ def _checked(
         if len(answers) < max(len(row.answers), not secret):
             problems.add("question without answer", f"{row.where} ({row.text[:40]!r})")
             continue
-        kept.append(
-            row._replace(image=image, text=row.text.strip(), answers=tuple(said.strip() for said in answers))
-        )
+        if not all(isinstance(choice, str) for choice in row.choices):
+            problems.add("choice that is no text", row.where)
+            continue
+        said = {"text": row.text.strip(), "answers": tuple(answer.strip() for answer in answers)}
+        kinds = {
+            key: value
+            for key in ("type", "answer_type", "group")
+            if isinstance(value := getattr(row, key), str)
+        }
+        kept.append(Question(image, **said, **kinds, choices=tuple(row.choices)))
     problems.report()
     if not kept:
-        raise ValueError(f"{file} holds no usable question.")
+        raise ValueError("\n".join([f"{file} holds no usable question.", *problems.found()]))
     return (MultipleChoice if any(row.choices for row in kept) else Questions)(images, names, kept)

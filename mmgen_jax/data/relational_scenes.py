@@ -160,9 +160,9 @@ class RelationalScenes:
     """Random access to questions about six objects.
 
     An example is {"image": uint8 [size, size, 3], "question": "what shape is nearest to the red object?", "answers":
-    ["circle"], "question_type": "relational" or "non-relational", "answer_type": "other", "name":
-    "relational_scenes/train/17"}. It depends on these arguments and the index only. The three questions of each type are as
-    likely as each other, and so are the answers that each can have. No two splits share shapes and places.
+    ["circle"], "question_type": "relational" or "non-relational", "answer_type": "other", "choices": ["circle", "square"],
+    "name": "relational_scenes/train/17"}. It depends on these arguments and the index only. The three questions of each type
+    are as likely as each other, and so are the answers that each can have. No two splits share shapes and places.
 
     Args:
       split: "train", "val" or "test".
@@ -194,6 +194,7 @@ class RelationalScenes:
             "answers": self.answers(index),
             "question_type": self.question_type(index),
             "answer_type": self.answer_type(index),
+            "choices": self.choices(index),
             "name": self.name(index),
         }
 
@@ -209,6 +210,10 @@ class RelationalScenes:
     def answers(self, index: int) -> list[str]:
         """The one answer."""
         return [self._asked(index)[1]]
+
+    def choices(self, index: int) -> list[str]:
+        """The answers that the question can have, for a multiple choice."""
+        return list(possible(self.question(index)))
 
     def question_type(self, index: int) -> str:
         """One of TYPES."""

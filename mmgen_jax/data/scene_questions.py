@@ -469,9 +469,9 @@ class SceneQuestions:
     """Random access to questions about drawn scenes.
 
     An example is {"image": uint8 [size, size, 3], "question": "what colour is the star?", "answers": ["red"], "question_type":
-    one of TYPES, "answer_type": "other", "name": "scene_questions/train/17"}. It depends on these arguments and the index
-    only. Types are as likely as each other, and so are the answers that a question can have, see `possible`. No two splits
-    share a set of objects, whatever the seed; scenes may have any pair of colour and shape.
+    one of TYPES, "answer_type": "other", "choices": all colours, "name": "scene_questions/train/17"}. It depends on these
+    arguments and the index only. Types are as likely as each other, and so are the answers that a question can have, which are
+    its choices. No two splits share a set of objects, whatever the seed; scenes may have any pair of colour and shape.
 
     Args:
       split: "train", "val" or "test".
@@ -524,6 +524,7 @@ class SceneQuestions:
             "answers": [asked.answer],
             "question_type": asked.form.type,
             "answer_type": answer_type(asked.answer),
+            "choices": self.choices(index),
             "name": self.name(index),
         }
 
@@ -541,6 +542,11 @@ class SceneQuestions:
         """The one answer."""
         return [self._asked(index).answer]
 
+    def choices(self, index: int) -> list[str]:
+        """The answers that the question can have, for a multiple choice."""
+        asked = self._asked(index)
+        return list(asked.form.answers(asked.slots))
+
     def question_type(self, index: int) -> str:
         """One of TYPES."""
         return self._asked(index).form.type
@@ -552,6 +558,10 @@ class SceneQuestions:
     def name(self, index: int) -> str:
         """What messages call the example."""
         return f"scene_questions/{self.split}/{index}"
+
+    def group(self, index: int) -> str:
+        """The same for the questions that were meant to be about one image."""
+        return f"scene_questions/{self.split}/{_checked(self, index) // self.per_image}"
 
     def scene(self, index: int) -> Scene:
         """The scene that is asked about."""

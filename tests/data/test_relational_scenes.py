@@ -74,6 +74,7 @@ def test_objects_are_where_they_are_said_to_be():
             pixel = example["image"][s.y * 96 // 256, s.x * 96 // 256].astype(int)
             assert abs(pixel - scenes.COLOURS[s.colour]).max() <= scenes.TINT + 1
         assert example["question"] == source.question(i) and example["answers"] == source.answers(i)
+        assert example["choices"] == source.choices(i) == list(lib.possible(source.question(i)))
         assert example["question_type"] in lib.TYPES and example["name"] == f"relational_scenes/val/{i}"
     with pytest.raises(IndexError, match="val has no question 6"):
         source[6]

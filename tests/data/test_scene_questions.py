@@ -121,6 +121,7 @@ def test_examples():
             "answers": source.answers(i),
             "question_type": source.question_type(i),
             "answer_type": source.answer_type(i),
+            "choices": list(lib.possible(source.question(i))),
             "name": f"scene_questions/val/{i}",
         }
     with pytest.raises(IndexError, match="val has no question 5; it has 5"):
@@ -184,6 +185,7 @@ def test_questions_about_the_same_image():
     images = [[source.scene(4 * group + k) for k in range(4)] for group in range(count // 4)]
     assert sum(len(set(own)) for own in images) < 0.6 * count
     assert any(len(set(own)) == 1 for own in images)
+    assert [source.group(i) for i in (0, 3, 4)] == [f"scene_questions/train/{k}" for k in (0, 0, 1)]
     alone = SceneQuestions("train")
     assert [source.question(i) for i in range(20)] == [alone.question(i) for i in range(20)]
 
