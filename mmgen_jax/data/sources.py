@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
+from mmgen_jax.data.clips import ClipQuestions, Clips
 from mmgen_jax.data.cub import cub
 from mmgen_jax.data.idx import idx
 from mmgen_jax.data.pairs import (
@@ -393,6 +394,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "scenes": Scenes,
     "scene_questions": SceneQuestions,
     "relational_scenes": RelationalScenes,
+    "clips": Clips,
+    "clip_questions": ClipQuestions,
     "gaussians": Gaussians,
     "stacked_digits": StackedDigits,
 }
