@@ -89,7 +89,7 @@ class Evaluator:
         return example["image"]
 
     def outputs(self, predict: Predict, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(predictions, inputs without images) of every example that is not broken, in the source's order."""
+        """(predictions, inputs without images and videos) of every example that is not broken, in the source's order."""
         outputs: list[dict] = []
         inputs: list[dict] = []
         for batch in loader(
@@ -102,7 +102,7 @@ class Evaluator:
             output, given = predict(name, batch)
             keep = given["mask"] > 0
             outputs.append({key: value[keep] for key, value in output.items()})
-            inputs.append({key: value[keep] for key, value in given.items() if key != "image"})
+            inputs.append({key: value[keep] for key, value in given.items() if key not in ("image", "video")})
         return _concatenate(outputs), _concatenate(inputs)
 
 
