@@ -635,7 +635,7 @@ class ClipQuestions(Clips):
             "video": render(clip, self.frames, self.size, self.noise),
             "question": question.text,
             "answers": [wanted],
-            "choices": list(QUESTIONS[question.kind][2]),
+            "choices": self.choices(index),
             "question_type": question.kind,
             "answer_type": self.answer_type(index),
             "name": self.name(index),
@@ -648,6 +648,10 @@ class ClipQuestions(Clips):
     def answers(self, index: int) -> list[str]:
         """The answer of `self[index]`, without drawing its clip."""
         return [self._ask(index)[1]]
+
+    def choices(self, index: int) -> list[str]:
+        """The answers that the question can have, for a multiple choice."""
+        return list(QUESTIONS[self.question_type(index)][2])
 
     def question_type(self, index: int) -> str:
         """A key of QUESTIONS."""

@@ -291,7 +291,7 @@ class Videos:
         return self._captions[index]
 
     def name(self, index: int) -> str:
-        """What messages call the video; its questions share it, so that a `Part` keeps them together."""
+        """What messages call the video."""
         return self._names[index]
 
 
@@ -344,9 +344,13 @@ class VideoQuestions:
         del index
         return []
 
-    def name(self, index: int) -> str:
-        """See `Videos.name`."""
+    def group(self, index: int) -> str:
+        """The video's name, so that a part of the source keeps its questions together."""
         return self._videos.name(self._asked[index][0])
+
+    def name(self, index: int) -> str:
+        """What messages call the example."""
+        return f"{self.group(index)}, question {index}"
 
 
 class _Files:

@@ -264,7 +264,8 @@ def test_a_source_of_questions(listing):
     example = source[1]
     assert example["question"] == "Is it red?" and example["answers"] == ["yes"]
     assert (example["question_type"], example["answer_type"]) == ("is it", "yes/no")
-    assert source.answer_type(0) == "number" and source.name(0) == source.name(1) == "a.gif"
+    assert source.answer_type(0) == "number" and source.group(0) == source.group(1) == "a.gif"
+    assert source.name(1) == "a.gif, question 1"
 
 
 @pytest.mark.parametrize(
