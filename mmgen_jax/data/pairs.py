@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import pickletools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -154,6 +154,27 @@ def need_folder(path: str | Path, what: str) -> Path:
 def read_lines(file: Path) -> Iterable[tuple[int, str]]:
     """(line number from 1, text) of each line of a UTF-8 file that is not blank at its end."""
     return split_lines(file.read_bytes(), file)
+
+
+def read_rows(file: Path, split: str | None, split_key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line of a file of JSON lines that belongs to the split; None takes all.
+
+    Raises:
+      ValueError: a line is no JSON object or has no split, or no line is of this one (at the end).
+    """
+    splits = set()
+    for number, row in json_lines(file):
+        if split is not None:
+            if split_key not in row:
+                raise ValueError(
+                    f'{file}, line {number}: no field "{split_key}", so split="{split}" cannot be chosen.'
+                    f"{registry.nearest(split_key, row)} Set split_key, or leave split out."
+                )
+            splits.add(row[split_key])
+            if row[split_key] != split:
+                continue
+        yield number, row
+    check_split(file, split, splits)
 
 
 def split_lines(data: bytes, where: str | Path) -> Iterable[tuple[int, str]]:

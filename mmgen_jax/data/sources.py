@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
+from mmgen_jax.data.clips import ClipQuestions, Clips
 from mmgen_jax.data.cub import cub
 from mmgen_jax.data.idx import idx
 from mmgen_jax.data.pairs import (
@@ -23,7 +24,6 @@ from mmgen_jax.data.pairs import (
     Problems,
     Source,
     check_split,
-    json_lines,
     need,
     need_file,
     need_folder,
@@ -31,6 +31,7 @@ from mmgen_jax.data.pairs import (
     on_disk,
     read_json,
     read_lines,
+    read_rows,
 )
 from mmgen_jax.data.questions import QUESTIONS
 from mmgen_jax.data.relational_scenes import RelationalScenes
@@ -38,6 +39,7 @@ from mmgen_jax.data.scene_questions import SceneQuestions
 from mmgen_jax.data.scenes import Scenes
 from mmgen_jax.data.tfds import tfds
 from mmgen_jax.data.toys import Gaussians, StackedDigits
+from mmgen_jax.data.video import video_jsonl, video_parquet
 from mmgen_jax.data.webdataset import webdataset
 
 ASKED = ("question", "answers", "question_type", "answer_type", "choices", "group")
@@ -143,17 +145,8 @@ def jsonl(
     """
     file = need_file(path, "a file of JSON lines with image, captions and split")
     problems = Problems(file, on_missing)
-    paths, captions, splits = [], [], set()
-    for number, row in json_lines(file):
-        if split is not None:
-            if split_key not in row:
-                raise ValueError(
-                    f'{file}, line {number}: no field "{split_key}", so split="{split}" cannot be chosen.'
-                    f"{registry.nearest(split_key, row)} Set split_key, or leave split out."
-                )
-            splits.add(row[split_key])
-            if row[split_key] != split:
-                continue
+    paths, captions = [], []
+    for number, row in read_rows(file, split, split_key):
         where = f"line {number}"
         image = row.get(image_key)
         if not isinstance(image, str) or not image:
@@ -164,7 +157,6 @@ def jsonl(
             paths.append(image)
             captions.append(texts)
     problems.report(f'Its fields are called image_key="{image_key}" and captions_key="{captions_key}" here.')
-    check_split(file, split, splits)
     return on_disk(images or file.parent, paths, captions, file)
 
 
@@ -390,9 +382,12 @@ def flickr8k(*, tokens: str, images: str, split_list: str | None = None, on_miss
 SOURCES: dict[str, Callable[..., Source]] = {
     **{f.__name__: f for f in (jsonl, parquet, folder, webdataset, coco, karpathy, flickr8k, cub, idx, tfds)},
     **QUESTIONS,
+    **{f.__name__: f for f in (video_jsonl, video_parquet)},
     "scenes": Scenes,
     "scene_questions": SceneQuestions,
     "relational_scenes": RelationalScenes,
+    "clips": Clips,
+    "clip_questions": ClipQuestions,
     "gaussians": Gaussians,
     "stacked_digits": StackedDigits,
 }

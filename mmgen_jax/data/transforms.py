@@ -5,7 +5,6 @@
 
 import ast
 import inspect
-import io
 import math
 import re
 import warnings
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
+from mmgen_jax.data import pictures, video
 from mmgen_jax.data.answers import Answers
 from mmgen_jax.data.quarantine import BrokenExample, read_bytes
 from mmgen_jax.data.text import BOS, EOS, PAD, Tokenizer
@@ -25,8 +25,6 @@ Transform = Callable[[Example, np.random.Generator], Example]
 
 __all__ = ["BrokenExample", "Transform", "names", "parse"]
 
-# First bytes of the usual formats, to tell a picture cut in its header from something else altogether.
-_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _LUMA = np.array([0.299, 0.587, 0.114])
 _SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
 
@@ -56,7 +54,7 @@ def decode(max_pixels: int = 2**26) -> Transform:
         if isinstance(image, np.ndarray):
             return {**example, "image": _check_array(image)}
         data = read_bytes(image) if isinstance(image, (str, Path)) else image
-        return {**example, "image": _decode(data, max_pixels)}
+        return {**example, "image": pictures.decode(data, max_pixels)}
 
     return transform
 
@@ -172,11 +170,59 @@ def color_jitter(strength: float = 0.2) -> Transform:
     return transform
 
 
+def frames(
+    count: int,
+    rate: float | None = None,
+    jitter: bool = False,
+    too_short: str = "refuse",
+    max_pixels: int = 2**26,
+) -> Transform:
+    """Read `count` frames of the video, whatever its form (see `video.open_video`): "video" becomes uint8 [count, H, W, 3].
+
+    "key_frames", numbers of the video's frames, are taken with them. What follows treats all frames alike: one crop for all.
+
+    Args:
+      count: F.
+      rate: frames a second; by default they are spread evenly over the whole video, one from each of `count` equal parts.
+      jitter: for training: a random frame of each part, or a random begin. Else the middle of each, or of the video.
+      too_short: a video of fewer frames is a broken example ("refuse"), or gets black frames at its end ("pad"); then there is
+        "frame_mask", bool [count], true on frames that are there.
+      max_pixels: of a frame, see `decode`.
+
+    Raises:
+      BrokenExample: by the transform, when the video is missing, damaged, without frames or, with "refuse", too short.
+      ValueError: by the transform, with a rate, when the video does not say its own; a number out of its range.
+    """
+    _check_word("frames", "too_short", too_short, ("refuse", "pad"))
+    if count < 1 or (rate is not None and rate <= 0):
+        raise ValueError(f"frames needs count of at least 1 and a rate above 0, not {count} and {rate}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        if "video" not in example:
+            raise ValueError(f"frames: the example {example.get('name', '')!r} has no video.")
+        opened = video.open_video(example["video"], max_pixels)
+        chosen = video.sample(opened, count, rate, rng if jitter else None)
+        if len(chosen) < count and too_short == "refuse":
+            every = "" if rate is None else f" at {rate:g} a second"
+            raise BrokenExample(
+                f"shorter than the sampling: {opened.count} frames, frames(count={count}){every} needs more; take fewer, or "
+                'set too_short="pad"'
+            )
+        result = {**example, "video": _padded(opened.take(chosen), count)}
+        if "key_frames" in example:
+            result["key_frames"] = _padded(example["key_frames"][chosen], count)
+        if too_short == "pad":
+            result["frame_mask"] = np.arange(count) < len(chosen)
+        return result
+
+    return transform
+
+
 def caption(max_len: int, per_image: int = 1, which: str = "random", *, tokenizer: Tokenizer) -> Transform:
     """Turn `per_image` = C captions into "tokens": int32 [C, max_len + 1], each BOS ... EOS PAD.
 
     A caption of more than max_len - 1 tokens is cut after max_len and then has no EOS, so that no false end
-    is learnt. All keys but the image and the tokens are dropped.
+    is learnt. All keys but the image or video and the tokens are dropped.
 
     Args:
       max_len: T, the number of positions that a decoder is trained on.
@@ -199,7 +245,7 @@ def caption(max_len: int, per_image: int = 1, which: str = "random", *, tokenize
         for row, sentence in zip(tokens, pick(example, rng), strict=True):
             ids = [BOS, *tokenizer.encode(sentence), EOS][: max_len + 1]
             row[: len(ids)] = ids
-        return {"image": example["image"], "tokens": tokens}
+        return {**_seen(example), "tokens": tokens}
 
     return transform
 
@@ -245,7 +291,7 @@ def text(
                 cut[k] = mask[k]
             tokens[k] = _row(ids, max_len, tokenizer)
         arrays = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
-        return {**arrays, "image": example["image"], "tokens": tokens, "text_mask": mask, "cut": cut}
+        return {**arrays, **_seen(example), "tokens": tokens, "text_mask": mask, "cut": cut}
 
     return transform
 
@@ -313,14 +359,21 @@ def answers(*, answers: Answers) -> Transform:
 def array() -> Transform:
     """Make the image uint8 [H, W, 3] and drop what no batch can hold (captions, names). `parse` adds this.
 
-    A float32 array of three dimensions is data already, such as the points of `toys.Gaussians`, and stays as it is.
+    A video is uint8 [F, H, W, 3]. A float32 image of three dimensions is data already, such as the points of `toys.Gaussians`,
+    and stays as it is.
     """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
+        kept = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
+        if "video" in example:
+            if "video" not in kept:
+                raise ValueError(
+                    "The video is still encoded: begin the pipeline with frames(count=...), which reads some of its frames."
+                )
+            return {**kept, "video": video.check_array(kept["video"])}
         image = example["image"]
         if isinstance(image, (bytes, str, Path)):
             raise ValueError("The image is still encoded: begin the pipeline with decode.")
-        kept = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
         image = np.asarray(image)
         data = image.dtype == np.float32 and image.ndim == 3
         return {**kept, "image": image if data else _check_array(image)}
@@ -337,6 +390,7 @@ FACTORIES = {
         random_resized_crop,
         flip,
         color_jitter,
+        frames,
         caption,
         text,
         description,
@@ -345,6 +399,8 @@ FACTORIES = {
         array,
     )
 }
+# Of a video these treat every frame alike.
+OF_PICTURES = ("resize", "center_crop", "random_resized_crop", "flip", "color_jitter")
 
 
 def parse(pipeline: str, context: Mapping[str, Any]) -> list[Transform]:
@@ -420,9 +476,38 @@ def _build(step: ast.expr, pipeline: str, context: Mapping[str, Any]) -> Transfo
             f"config has {', '.join(f'data.{key}' for key in sorted(absent))}."
         )
     try:
-        return registry.call(factory, kwargs, f'"{source}"', **{key: context[key] for key in given})
+        made = registry.call(factory, kwargs, f'"{source}"', **{key: context[key] for key in given})
     except TypeError as error:
         raise ValueError(f'"{source}" has an argument of the wrong type: {error}.') from error
+    return _on_frames(made) if name in OF_PICTURES else made
+
+
+def _on_frames(transform: Transform) -> Transform:
+    """A transform of pictures that also does the same to every frame of a video."""
+
+    def apply(example: Example, rng: np.random.Generator) -> Example:
+        if "video" not in example:
+            return transform(example, rng)
+        if not isinstance(example["video"], np.ndarray):
+            raise ValueError("The video is still encoded: begin the pipeline with frames(count=...).")
+        seed = int(rng.integers(2**63))
+        done = [
+            transform({**example, "image": frame}, np.random.default_rng(seed))["image"]
+            for frame in example["video"]
+        ]
+        return {**example, "video": np.stack([np.asarray(frame) for frame in done])}
+
+    return apply
+
+
+def _seen(example: Example) -> Example:
+    """What a model looks at: the image, or the video with its mask."""
+    return {key: example[key] for key in ("image", "video", "frame_mask") if key in example}
+
+
+def _padded(frames: np.ndarray, count: int) -> np.ndarray:
+    """Zeros up to `count` entries."""
+    return np.concatenate([frames, np.zeros((count - len(frames), *frames.shape[1:]), frames.dtype)])
 
 
 def _check_word(name: str, argument: str, word: str, words: tuple[str, ...]) -> None:
@@ -491,60 +576,3 @@ def _resample(image, size: tuple[int, int], box: tuple[float, float, float, floa
     from PIL import Image
 
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
-
-
-def _decode(data: bytes, max_pixels: int):
-    """Encoded bytes -> PIL image in mode RGB."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not data:
-        raise BrokenExample("zero bytes")
-    try:
-        image = Image.open(io.BytesIO(data))
-        # The header has been read, the pixels have not.
-        if image.width * image.height > max_pixels:
-            raise BrokenExample(
-                f"decompression bomb: {image.width} x {image.height} pixels declared, at most {max_pixels}"
-            )
-        if image.format == "PNG":
-            # Decoding passes over the checksums, and a flipped bit would be another picture.
-            image.verify()
-            image = Image.open(io.BytesIO(data))
-        image.load()
-        return _to_rgb(image)
-    except BrokenExample:
-        raise
-    except UnidentifiedImageError:
-        kind = "truncated: cut in its header" if data.startswith(_SIGNATURES) else "not an image"
-        start = ascii(data[:8].decode("latin-1"))
-        raise BrokenExample(f"{kind}: {len(data)} bytes that begin with {start}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenExample(f"decompression bomb: {error}") from None
-    except Exception as error:  # PIL's plugins raise all sorts of things on damaged files.
-        raise BrokenExample(f"truncated or damaged: {error}") from error
-
-
-def _to_rgb(image):
-    """Any mode -> RGB, upright."""
-    from PIL import Image, ImageOps
-
-    try:
-        upright = image.getexif().get(0x0112, 1) == 1  # the tag Orientation
-    except Exception:  # A damaged tag block says nothing about the pixels.
-        upright = True
-    if not upright:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        # convert() would clip at 255.
-        grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise BrokenExample(
-            f"no known range: mode {image.mode} has 32 bits a pixel; save it with 8 or 16 bits"
-        )
-    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

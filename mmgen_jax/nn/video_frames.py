@@ -96,6 +96,8 @@ class VideoFrames(nn.Module):
       tower: float [N, H, W, 3] -> [N, h, w, E] or [N, E].
       over_time: `OverTime` or `Recurrent`.
       width: D, features of a frame before the net over frames.
+      differences: the image tower also sees what has changed since the frame before, as three more channels, 0 of the first
+        frame (Wang et al., 2016, section 3.2).
       pool: one of `video.POOLS` but "class".
       dtype: of the computation; parameters are float32.
     """
@@ -103,6 +105,7 @@ class VideoFrames(nn.Module):
     tower: nn.Module
     over_time: nn.Module
     width: int
+    differences: bool = False
     pool: str = "none"
     dtype: Any = jnp.float32
 
@@ -118,8 +121,11 @@ class VideoFrames(nn.Module):
           See `video.pool`, with T = F.
         """
         batch = len(clip)
-        clip = rearrange(video.blank(clip, mask), "b f h w c -> (b f) h w c")
-        x = self.tower(clip.astype(self.dtype), train=train)
+        clip = video.blank(clip, mask).astype(self.dtype)
+        if self.differences:
+            change = jnp.diff(clip, axis=1, prepend=clip[:, :1])
+            clip = jnp.concatenate([clip, change], axis=-1)
+        x = self.tower(rearrange(clip, "b f h w c -> (b f) h w c"), train=train)
         x = rearrange(x, "n h w d -> n (h w) d") if x.ndim == 4 else x[:, None]
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
         places = x.shape[1]

@@ -34,6 +34,7 @@ TOWERS = {
     "gru over vectors": {
         **FRAME_TOWER,
         "tower": {**FRAME_TOWER["tower"], "pool": "mean"},
+        "differences": True,
         "over_time": {"name": "rnn", "features": 4},
     },
 }
@@ -120,7 +121,8 @@ def test_divided_attention_equals_a_loop(with_token):
             want[b, t, s] = mlp(want[b, t, s])
         if first is not None:
             want_first[b] = mlp(want_first[b])
-    got, got_first = block.apply({"params": jax.tree.map(jnp.float32, params)}, *given, False)
+    params = {"params": jax.tree.map(jnp.float32, params)}
+    got, got_first = jax.jit(lambda x, first, mask: block.apply(params, x, first, mask, False))(*given)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     assert (got_first is None) == (first is None)
     if first is not None:
@@ -144,21 +146,49 @@ def test_shapes_of_all_pools(built):
 
 
 def test_frames_that_are_not_there_change_nothing(built):
-    """A padded clip gives what the short clip gives, whatever lies in the padding; compiled or not, with or without a mask."""
+    """A padded clip gives what the short clip gives, whatever lies in the padding; a mask of all frames is none."""
     _, module, variables = built
-    apply = jax.jit(lambda clip, mask: module.apply(variables, clip, mask, train=False))
+    pooled = module.clone(pool="mean")
+
+    @jax.jit
+    def apply(clip, mask):
+        return [one.apply(variables, clip, mask, train=False) for one in (module, pooled)]
+
     clip, mask = clips(), jnp.array([[True, True, False, False], [True] * 4])
-    spoiled = clip.at[0, 2:].set(jnp.nan)
-    got = apply(spoiled, mask)
+    got, mean = apply(clip.at[0, 2:].set(jnp.nan), mask)
     half = got.shape[1] // 2
-    np.testing.assert_array_equal(got[0, :half], apply(clip, mask)[0, :half])
-    whole = module.apply(variables, clip, train=False)
+    np.testing.assert_array_equal(got[0, :half], apply(clip, mask)[0][0, :half])
+    np.testing.assert_allclose(mean[0], got[0, :half].mean(axis=0), rtol=1e-5, atol=1e-5)
+    whole = jax.jit(lambda clip: module.apply(variables, clip, train=False))(clip)
     np.testing.assert_allclose(got[1], whole[1], rtol=1e-5, atol=1e-5)
     assert not np.allclose(got[0, :half], whole[0, :half], atol=1e-3), "without the mask the frames meet"
-    pooled = module.clone(pool="mean").apply(variables, spoiled, mask, train=False)
-    np.testing.assert_allclose(pooled[0], got[0, :half].mean(axis=0), rtol=1e-5, atol=1e-5)
-    nothing = module.clone(pool="mean").apply(variables, clip, jnp.zeros((2, FRAMES), bool), train=False)
-    np.testing.assert_array_equal(nothing, 0.0)
+    np.testing.assert_array_equal(apply(clip, jnp.zeros((2, FRAMES), bool))[1], 0.0)
+
+
+def test_compiled_equals_eager():
+    module = tower("joint")
+    variables, mask = start(module), jnp.array([[True, True, False, False], [True] * 4])
+    eager = module.apply(variables, clips(), mask, train=False)
+    compiled = jax.jit(lambda clip: module.apply(variables, clip, mask, train=False))(clips())
+    np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_differences_show_what_has_changed():
+    """Of a still clip they are 0: a tower without them, whose kernel is the first channels', gives the same."""
+    still = jnp.repeat(clips(1, 1), FRAMES, axis=1)
+    with_them, without = tower("gru over vectors"), tower("gru over vectors", differences=False)
+    variables = start(with_them)
+    kernel = variables["params"]["tower"]["conv1"]["kernel"]
+    cut = {**variables["params"]["tower"], "conv1": {"kernel": kernel[:, :, :3]}}
+    other = {**variables, "params": {**variables["params"], "tower": cut}}
+
+    @jax.jit
+    def run(clip):
+        return with_them.apply(variables, clip, train=False), without.apply(other, clip, train=False)
+
+    np.testing.assert_allclose(*run(still), rtol=1e-5, atol=1e-5)
+    moving = run(clips(1))
+    assert np.abs(moving[0] - moving[1]).max() > 1e-3
 
 
 def test_gradients_reach_all_parameters(built):
@@ -178,10 +208,9 @@ def test_gradients_reach_all_parameters(built):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name", ["divided", "joint"])
-def test_recomputation_changes_nothing(name, same):
+def test_recomputation_changes_nothing(same):
     def gradient(remat):
-        module = tower(name, remat=remat, pool="class")
+        module = tower("divided", remat=remat, pool="class")
         variables = start(module)
 
         def loss(variables):
