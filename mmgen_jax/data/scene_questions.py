@@ -18,11 +18,8 @@ from mmgen_jax.data.scenes import COLOURS, GRID, LENGTHS, RADIUS, RELATIONS, RUL
 
 SPLITS = ("train", "val", "test")
 TYPES = ("existence", "count", "colour", "shape", "size", "comparison", "relation", "chain")
-VALUES = {
-    "size": tuple(RADIUS),
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-}  # in the order in which they are said
+# In the order in which they are said.
+VALUES = {"size": tuple(RADIUS), "colour": tuple(COLOURS), "shape": SHAPES}
 NUMBERS = ("0", "1", "2", "3")
 ANSWERS = (*YES_NO, *NUMBERS, *itertools.chain.from_iterable(VALUES.values()))
 FEWEST, MOST = 2, 6  # objects in a scene
@@ -30,6 +27,7 @@ _TRIES = 50  # scenes that are drawn to find one for another question about the 
 _ENOUGH = 10**6  # and for one question, which never takes so many
 
 Fields = Mapping[str, str]  # a description: {"colour": "red", "shape": "star"}; {} is any object
+Pick = Callable[[Sequence], Any]  # one of a sequence, evenly
 Slots = Mapping[str, Any]  # what a question's form is filled with: a and b are descriptions
 
 
@@ -54,10 +52,10 @@ class Form(NamedTuple):
 
     type: str
     text: str
-    draw: Callable[["Pick"], Slots]
+    draw: Callable[[Pick], Slots]
     answers: Callable[[Slots], Sequence[str]]
     answer: Callable[[Sequence[Object], Slots], str | None]
-    wants: Callable[[Slots, str, "Pick"], list[Want]]
+    wants: Callable[[Slots, str, Pick], list[Want]]
 
 
 class Asked(NamedTuple):
@@ -68,9 +66,6 @@ class Asked(NamedTuple):
     answer: str
 
 
-Pick = Callable[[Sequence], Any]  # one of a sequence, evenly
-
-
 def _picker(draws: Iterator[int]) -> Pick:
     return lambda options: options[next(draws) % len(options)]
 
@@ -79,9 +74,8 @@ def _picker(draws: Iterator[int]) -> Pick:
 
 MORE = {"more": operator.gt, "fewer": operator.lt}
 _SIDES = {"LEFT": "left of", "RIGHT": "right of", "ABOVE": "above", "BELOW": "below"}  # what is asked
-_SAID = {
-    words: name for name in RELATIONS for words in RULES[name]
-}  # "to the left of" too; what is understood
+# What is understood: "to the left of" too.
+_SAID = {words: name for name in RELATIONS for words in RULES[name]}
 
 
 def _describe(fields: Fields, plural: bool = False) -> str:
