@@ -1,4 +1,4 @@
-"""Pictures: attention (where a model looked for each word), contact sheets, grids of samples, points, curves."""
+"""Pictures: attention (where a model looked for each word), contact sheets, grids of samples, points, curves, intervals."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -286,6 +286,45 @@ def scaling(path: Path, plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pat
         seconds.set_yscale("log")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+    return path
+
+
+def dots(path: Path, panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
+    """Write a PNG with a panel a score: a line for each contestant with its runs as dots, their mean, and its interval.
+
+    A dashed line goes down from the mean of the first. The format is PNG whatever the path is called.
+
+    Args:
+      path: the file to write.
+      panels: score -> {"name", "values" (one a run), "mean" and "interval" (low, high), None where unknown, "baseline" (drawn
+        in grey)}, from top to bottom; the same names in every panel.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [row["name"] for row in next(iter(panels.values()))]
+    width = 1.2 + 0.08 * max(map(len, names)) + 3.6 * len(panels)
+    figure = Figure(figsize=(width, 1.1 + 0.36 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (score, rows) in zip(axes, panels.items(), strict=True):
+        for place, row in enumerate(rows):
+            colour = "dimgrey" if row["baseline"] else "tab:blue"
+            below = [place + 0.25] * len(row["values"])  # where the mean does not hide them
+            axis.plot(row["values"], below, "o", color=colour, alpha=0.4, markersize=4)
+            if row["interval"]:
+                axis.plot(row["interval"], [place, place], color=colour, linewidth=2)
+            if row["mean"] is not None:
+                axis.plot(row["mean"], place, "D", color=colour, markersize=6)
+        if rows[0]["mean"] is not None:
+            axis.axvline(rows[0]["mean"], color="grey", linestyle="--", linewidth=0.8)
+        axis.set_title(_plain(score), fontsize=10)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3, axis="x")
+    axes[0].set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, format="png")
     return path
 
 
