@@ -289,6 +289,57 @@ def scaling(path: Path, plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pat
     return path
 
 
+def confusion(path: Path, counts: np.ndarray, names: Sequence[str], calibration: Any) -> Path:
+    """Write a PNG of a classifier's mistakes and of its calibration.
+
+    Left, the share of each true class (row) that was taken for each class (column); right, how often it is right when it is so
+    sure, against the diagonal on which it would be calibrated, and below how often it is so sure.
+
+    Args:
+      path: the file to write.
+      counts: int [K, K], see `confusion` in scores/classification.py.
+      names: K; written beside the picture where there are at most 40.
+      calibration: a `Calibration` of scores/classification.py.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes, bins = len(counts), len(calibration.count)
+    side = min(max(0.3 * classes, 3.4), 11) + 0.07 * min(max(map(len, names)), 20)
+    figure = Figure(figsize=(side + 4.2, side + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplot_mosaic(
+        [["matrix", "right"], ["matrix", "count"]], width_ratios=[side, 3.4], height_ratios=[3, 1]
+    )
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis = axes["matrix"]
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if classes <= 12:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(
+                column, row, str(count) if count else "", ha="center", va="center", color=colour, fontsize=8
+            )
+    if classes <= 40:
+        short = [_plain(textwrap.shorten(name, 20, placeholder="...")) for name in names]
+        axis.set_xticks(range(classes), short, rotation=90, fontsize=7)
+        axis.set_yticks(range(classes), short, fontsize=7)
+    axis.set(xlabel="taken for", ylabel="true")
+    axis.set_title(f"{np.trace(counts)} of {counts.sum()} right", fontsize=10)
+    middle = (np.arange(bins) + 0.5) / bins
+    axis = axes["right"]
+    axis.bar(middle, np.nan_to_num(calibration.right), 1 / bins, color="tab:blue", edgecolor="white")
+    axis.plot(calibration.confidence, calibration.right, ".", color="black")
+    axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=0.8)
+    axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    axis.set_title(f"calibration error {calibration.ece:.3f}", fontsize=10)
+    axes["count"].bar(middle, calibration.count, 1 / bins, color="grey", edgecolor="white")
+    axes["count"].set(xlim=(0, 1), xlabel="confidence", ylabel="answers")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
 def dots(path: Path, panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
     """Write a PNG with a panel a score: a line for each contestant with its runs as dots, their mean, and its interval.
 
