@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 from rich.console import Console
+from rich.text import Text
 
 from mmgen_jax import figures, report
 from mmgen_jax.command_line import config_of
@@ -27,6 +28,7 @@ from mmgen_jax.signals import Interrupted
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
 LOG, RESULTS = "log.txt", "results"
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}  # brackets are brackets
 FEWEST = 2  # seeds with which there is an interval at all
 
 
@@ -102,9 +104,7 @@ def compare(
         about = f", about {report.duration(left * statistics.mean(took))} left" if took and left else ""
         how = "finished before" if before else report.duration(time.monotonic() - begin) + about
         _say(console, name, outcomes[-1], how)
-    console.print(
-        f"\n{markdown(results)}\n{workdir / RESULTS}.md, .json, .png", highlight=False, soft_wrap=True
-    )
+    console.print(f"\n{markdown(results)}\n{workdir / RESULTS}.md, .json, .png", **PLAIN)
     return results
 
 
@@ -339,14 +339,14 @@ def _train(run: Run, name: str, console: Console) -> str:
                 yield line.decode(errors="replace").strip()
 
         try:
-            with console.status(name) as status:
+            with console.status(Text(name)) as status:
                 for line in filter(None, follow()):
-                    status.update(f"{name}  {line}")
+                    status.update(Text(f"{name}  {line}"))
                     # The message is the last line, unless more follows the one that begins so.
                     said = line if line.startswith("error: ") or not said.startswith("error: ") else said
             code = process.wait()
         except KeyboardInterrupt:
-            console.print(f"{name}: stopping; it saves first. Ctrl-C again stops at once.", highlight=False)
+            console.print(f"{name}: stopping; it saves first. Ctrl-C again stops at once.", **PLAIN)
             process.terminate()
             try:
                 list(follow())
@@ -403,7 +403,7 @@ def _outcome(run: Run, metrics: Sequence[str], why: str) -> dict[str, Any]:
 
 def _say(console: Console, name: str, outcome: Mapping[str, Any], how: str) -> None:
     if "failed" in outcome:
-        console.print(f"{name} FAILED: {outcome['failed']}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"{name} FAILED: {outcome['failed']}", style="red", **PLAIN)
         return
     values = ", ".join(f"{metric} {_number(value)}" for metric, value in outcome["values"].items())
-    console.print(f"{name}: {values} ({how})", highlight=False, soft_wrap=True)
+    console.print(f"{name}: {values} ({how})", **PLAIN)

@@ -51,7 +51,7 @@ def stop(*_):
     print("saved", flush=True)
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
-print("step 5/10", flush=True)
+print("step 5/10 [/x]", flush=True)
 if not (workdir / "slow").exists():
     (workdir / "slow").touch()
     time.sleep(seconds)
@@ -135,7 +135,7 @@ def test_the_table(config, tmp_path):
     (line,) = [line for line in text.splitlines() if line.startswith("| fusion=film ")]
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[1:7] == ["fusion=film", "0.85", "0.6949 .. 1.005", "3", "+0.31", "+0.2852 .. +0.3348"]
-    assert (workdir / "concatenation" / "seed_2" / "log.txt").read_text() == "step 5/10\n"
+    assert (workdir / "concatenation" / "seed_2" / "log.txt").read_text() == "step 5/10 [/x]\n"
     with Image.open(workdir / "results.png") as image:
         assert image.format == "PNG" and image.width > 300
 
@@ -160,6 +160,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(config, tmp_path, script):
                           "--seeds", 2, "--metric", "test/accuracy")  # fmt: skip
     assert code == 1
     assert "- FAILED: fusion=broken, seed 0: no such fusion (fusion=broken/seed_0/log.txt)" in out
+    assert "![test/accuracy](results.png)" in out
     assert "3/12  fusion=broken, seed 0 FAILED: no such fusion" in out
     assert (
         "fusion=killed, seed 1: SIGKILL ended it" in out
@@ -245,7 +246,7 @@ def test_stopped_and_started_again(config, tmp_path, script_env, sent):
         out, errors = process.communicate(timeout=300)
     assert process.returncode == 75, out + errors
     assert "Stopped in 2/6  concatenation, seed 0. All runs are kept" in errors
-    assert log.read_text() == "step 5/10\nsaved\n"
+    assert log.read_text() == "step 5/10 [/x]\nsaved\n"
     assert len(json.loads((workdir / "results.json").read_text())["rows"][0]["runs"]) == 1
     for path in list(workdir.glob("*/seed_*")) + [
         workdir / name / f"seed_{n}"
@@ -262,9 +263,9 @@ def test_stopped_and_started_again(config, tmp_path, script_env, sent):
 
 def test_real_runs(tmp_path, script, monkeypatch, script_env):
     """Two seeds of a real config through scripts/train.py; once more, and they count as they are."""
-    for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS",
-                 "PYTHONPATH"):  # fmt: skip
-        monkeypatch.setenv(name, script_env[name])
+    for name, value in script_env.items():
+        if name.startswith("JAX_") or name == "PYTHONPATH":
+            monkeypatch.setenv(name, value)
     arguments = ("--config", ROOT / "configs/gan_gaussians.py:tiny", "--vary", "layout=ring", "--seeds", 2, "--workdir",
                  tmp_path, "--metric", "modes/high_quality", "train/loss")  # fmt: skip
     code, out, _ = script("compare", *arguments)
