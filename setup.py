@@ -54,6 +54,7 @@ setup(
         "tpu-plan": ["jax[tpu]>=0.10"],
         "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
         "wandb": ["wandb>=0.18"],
+        "video": ["av>=12"],  # mp4 and its like; GIFs, folders of frames and sheets need nothing more
         "search": ["faiss-cpu>=1.8"],
         "beam": ["apache-beam>=2.60"],  # collections larger than one machine; apache-beam[gcp] for Dataflow
         "gcs": ["gcsfs>=2024.6"],  # data sets on gs://

@@ -14,7 +14,8 @@ from mmgen_jax.core import checkpoint, config, registry, step_folders
 from mmgen_jax.core.checkpoint import Checkpointer
 from mmgen_jax.core.lock import Lock
 from mmgen_jax.core.optimizer import path_name
-from mmgen_jax.experiment import CONFIG, SHAPES, TOKENIZER
+from mmgen_jax.data.pipeline import ANSWERS, SHAPES, TOKENIZER
+from mmgen_jax.experiment import CONFIG
 
 KINDS = ("safetensors", "evaluation", "whole")
 
@@ -143,7 +144,7 @@ def convert(workdir: Path, kind: str, out: Path, step: int | None = None, averag
     if kind == "whole":
         tree = checkpoint.read_tree(folder / str(step), None, facts.get("checksums", {}))
     out.mkdir(parents=True)
-    for name in (CONFIG, TOKENIZER, SHAPES):
+    for name in (CONFIG, TOKENIZER, SHAPES, ANSWERS):
         if (workdir / name).is_file():
             shutil.copy(workdir / name, out / name)
     kept = {key: value for key, value in facts.items() if key not in checkpoint.OWN_FACTS}

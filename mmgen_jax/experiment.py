@@ -16,10 +16,10 @@ from mmgen_jax.core import optimizer as optimizer_lib
 from mmgen_jax.core import parallel, registry, sharding
 from mmgen_jax.core.checkpoint import Checkpointer
 from mmgen_jax.core.state import State
-from mmgen_jax.data.pipeline import SHAPES, Pipeline
+from mmgen_jax.data.pipeline import ANSWERS, SHAPES, TOKENIZER, Pipeline
 from mmgen_jax.pretrained import load as pretrained
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG = "config.json"
 
 
 class WorkdirError(ValueError):
@@ -138,29 +138,29 @@ class Experiment:
         return jax.device_put(state.replace(params=params, variables=variables, ema=ema), self.shardings)
 
     def settle(self) -> None:
-        """Write config.json, tokenizer.json and example.json: the workdir is this config's from now on.
+        """Write config.json, tokenizer.json, example.json and, if there is one, answers.json: the workdir is this config's now.
 
         Called once everything is built, so that a config with a mistake in it claims no workdir.
         """
         if jax.process_index() == 0:
             self.workdir.mkdir(parents=True, exist_ok=True)
             # Renamed into place: no other process ever reads half a file.
-            for name, write in (
-                (
-                    CONFIG,
-                    lambda p: p.write_text(config_lib.to_json(self.config) + "\n", encoding="utf-8"),
-                ),
-                (TOKENIZER, self.pipeline.tokenizer.save),
-                (SHAPES, self.pipeline.save_shapes),
-            ):
+            files = {
+                CONFIG: lambda p: p.write_text(config_lib.to_json(self.config) + "\n", encoding="utf-8"),
+                TOKENIZER: self.pipeline.tokenizer.save,
+                SHAPES: self.pipeline.save_shapes,
+            }
+            if self.pipeline.answers is not None:
+                files[ANSWERS] = self.pipeline.answers.save
+            for name, write in files.items():
                 part = self.workdir / f"{name}.part"
                 write(part)
                 part.replace(self.workdir / name)
 
     def checkpointer(self, **more: Any) -> Checkpointer:
-        """The workdir's checkpoints; they must have been written with this run's tokenizer. `more`: see `Checkpointer`."""
+        """The workdir's checkpoints, which must be of this run's tokenizer and answers. `more`: see `Checkpointer`."""
         options = {key: value for key, value in self.config.checkpoint.items() if key != "every"}
-        facts = {"tokenizer": self.pipeline.tokenizer.fingerprint}
+        facts = {name: part.fingerprint for name, part in self.pipeline.context.items()}
         directory = self.workdir / "checkpoints"
         return registry.call(Checkpointer, options, "checkpoint", directory=directory, facts=facts, **more)
 

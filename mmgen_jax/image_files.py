@@ -9,7 +9,7 @@ import numpy as np
 
 from mmgen_jax.data import transforms
 from mmgen_jax.data.quarantine import BrokenExample
-from mmgen_jax.data.transforms import Transform
+from mmgen_jax.data.transforms import Example, Transform
 from mmgen_jax.experiment import Experiment
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -59,17 +59,22 @@ def preparation(experiment: Experiment) -> list[Transform]:
     return cut + evaluator.transforms
 
 
-def read(path: Path, prepare: Sequence[Transform]) -> np.ndarray | BrokenExample:
-    """An image as the model gets it, uint8 [H, W, 3], or the reason why there is none."""
-    # The transforms of an evaluation also want captions; an empty one does no harm.
-    example = {"image": str(path), "captions": [""]}
+def prepared(example: Example, prepare: Sequence[Transform]) -> Example | BrokenExample:
+    """An example as the model gets it, its image uint8 [H, W, 3], or the reason why there is none."""
     rng = np.random.default_rng(0)
     try:
         for transform in prepare:
             example = transform(example, rng)
     except BrokenExample as broken:
         return broken
-    return example["image"]
+    return example
+
+
+def read(path: Path, prepare: Sequence[Transform]) -> np.ndarray | BrokenExample:
+    """An image as the model gets it, uint8 [H, W, 3], or the reason why there is none."""
+    # The transforms of an evaluation also want captions; an empty one does no harm.
+    example = prepared({"image": str(path), "captions": [""]}, prepare)
+    return example if isinstance(example, BrokenExample) else example["image"]
 
 
 def batches(

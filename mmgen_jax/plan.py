@@ -18,6 +18,8 @@ import ml_collections
 from mmgen_jax.core import flops, hlo, parallel, registry, sharding
 from mmgen_jax.core.optimizer import path_name
 from mmgen_jax.data import text
+from mmgen_jax.data.answers import Answers
+from mmgen_jax.data.pipeline import ANSWERS, TOKENIZER
 from mmgen_jax.experiment import Experiment
 
 GIB = 2**30
@@ -218,6 +220,8 @@ def _first_line(error: Exception) -> str:
 def stand_in(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same config where its data is absent: drawn scenes go through the same transforms, and so have the same shapes."""
     config, scenes = config.copy_and_resolve_references(), dict(STAND_IN)
+    if "answers" in config.data:
+        scenes = {"name": "scene_questions", "size": STAND_IN["size"], "length": STAND_IN["length"]}
     with config.unlocked():
         if config.task.get("model", {}).get("labels", 1) > 1:
             scenes["cells"], config.task.model.labels = True, 27
@@ -252,7 +256,10 @@ def build(
         assumed = [f"{_first_line(error)} In its place: drawn scenes in the same shapes, {size:,} tokens."]
         with tempfile.TemporaryDirectory() as folder:
             words = text.Words([f"word{i}" for i in range(size - text.SPECIALS)])
-            words.save(Path(folder) / "tokenizer.json")
+            words.save(Path(folder) / TOKENIZER)
+            if "answers" in config.data:
+                count = config.data.answers.get("size", 3129)
+                Answers([f"answer{i}" for i in range(count)]).save(Path(folder) / ANSWERS)
             return Experiment(stand_in(config), Path(folder), finished=True, layout=layout), assumed
 
 

@@ -44,7 +44,7 @@ def train(
 
     Args:
       config: see configs/.
-      workdir: gets config.json, metrics.jsonl, time.jsonl, tokenizer.json, example.json, checkpoints/, figures/.
+      workdir: gets config.json, metrics.jsonl, time.jsonl, tokenizer.json, answers.json, example.json, checkpoints/, figures/.
       override: go on in a workdir that a different config made.
       step: go on from this checkpoint; newer ones are set aside.
       console: where to print.

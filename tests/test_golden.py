@@ -16,6 +16,7 @@ UPDATE = (
 
 GOLDEN = {
     "classifier_scenes.py": (2.4367573, 1.9806293, 4965.49806),
+    "question_answering_scenes.py": (3.3969145, 2.7913227, 1340.87114),
     "captioner_scenes.py": (4.0734572, 4.0317168, 2658.78968),
     "dcgan_scenes.py": (2.8112541, 2.7485573, 5644.50525),
     "stackgan_scenes.py": (2.7825840, 2.7709794, 4980.77891),
@@ -23,6 +24,7 @@ GOLDEN = {
     "damsm_scenes.py": (9.7539282, 11.0560541, 1628.67976),
     "gan_gaussians.py": (1.5441402, 1.4418639, 429.41700),
     "dual_encoder_scenes.py": (3.4931974, 4.0961065, 1717.42874),
+    "key_frames_clips.py": (1.1327925, 0.6394056, 883.73705),
 }
 
 

@@ -25,6 +25,7 @@ LAYERS = (
         "left_out",
         "evaluate",
         "caption",
+        "answer",
         "generate",
         "search",
         "image_files",
@@ -34,6 +35,7 @@ LAYERS = (
         "faults",
     ),
     ("command_line",),
+    ("compare",),
 )
 PEERS = ({"tasks", "evaluators"}, {"data", "nn"}, {"data", "losses"}, {"nn", "losses"}, {"scores", "nn"})
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -132,7 +132,10 @@ def gathered_rows(config, monkeypatch) -> list[hlo.Collective]:
     ]
 
 
-@pytest.mark.parametrize("name", ["siglip_b16.py", "captioner_scenes.py", "dcgan_scenes.py"])
+NAMES = ["siglip_b16.py", "captioner_scenes.py", "dcgan_scenes.py", "question_answering_scenes.py"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_under_fsdp_only_parameters_are_gathered(name, load_config, monkeypatch):
     assert not gathered_rows(load_config(f"{name}:tiny"), monkeypatch)
 

@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import pickletools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -109,17 +109,21 @@ class Problems:
                 kept.append(text.strip())
         return kept
 
-    def report(self, hint: str = "") -> None:
-        """Raise the error, if there is one, and if they are not to be skipped."""
-        if not self._found or self._skip:
-            return
+    def found(self) -> list[str]:
+        """A line for each kind of problem: how many there are, and the first of them."""
         lines = []
         for kind, places in self._found.items():
             more = f", and {len(places) - 5} more" if len(places) > 5 else ""
             lines.append(f"  {kind}: {len(places)} ({'; '.join(places[:5])}{more})")
+        return lines
+
+    def report(self, hint: str = "") -> None:
+        """Raise the error, if there is one, and if they are not to be skipped."""
+        if not self._found or self._skip:
+            return
         remedy = 'Repair these entries, or set on_missing="skip" to leave them out.'
         raise ValueError(
-            "\n".join([f"{self._file} has unusable entries:", *lines, f"{remedy} {hint}".strip()])
+            "\n".join([f"{self._file} has unusable entries:", *self.found(), f"{remedy} {hint}".strip()])
         )
 
 
@@ -150,6 +154,27 @@ def need_folder(path: str | Path, what: str) -> Path:
 def read_lines(file: Path) -> Iterable[tuple[int, str]]:
     """(line number from 1, text) of each line of a UTF-8 file that is not blank at its end."""
     return split_lines(file.read_bytes(), file)
+
+
+def read_rows(file: Path, split: str | None, split_key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line of a file of JSON lines that belongs to the split; None takes all.
+
+    Raises:
+      ValueError: a line is no JSON object or has no split, or no line is of this one (at the end).
+    """
+    splits = set()
+    for number, row in json_lines(file):
+        if split is not None:
+            if split_key not in row:
+                raise ValueError(
+                    f'{file}, line {number}: no field "{split_key}", so split="{split}" cannot be chosen.'
+                    f"{registry.nearest(split_key, row)} Set split_key, or leave split out."
+                )
+            splits.add(row[split_key])
+            if row[split_key] != split:
+                continue
+        yield number, row
+    check_split(file, split, splits)
 
 
 def split_lines(data: bytes, where: str | Path) -> Iterable[tuple[int, str]]:
@@ -225,7 +250,7 @@ def on_disk(root: str | Path, paths: list[str], captions: list[list[str]], file:
     root = need_folder(root, f"the images that {file} names")
     if not paths:
         raise ValueError(f"{file} holds no usable example.")
-    if not any(_exists(root / path) for path in islice(paths, 32)):
+    if not any(exists(root / path) for path in islice(paths, 32)):
         raise FileNotFoundError(
             f"None of the first images that {file} names is in {root}; expected for example "
             f"{root / paths[0]}. Is that the right folder?"
@@ -233,9 +258,51 @@ def on_disk(root: str | Path, paths: list[str], captions: list[list[str]], file:
     return Pairs(Files(root, paths), captions, paths)
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Also of a name that no file can have."""
     try:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def json_lines(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line of a file of JSON objects that is not blank."""
+    for number, line in read_lines(file):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{file}, line {number}: broken JSON ({error.msg} at column {error.colno}). "
+                "Repair or delete the line; if it is the last one, the file was cut: copy it again."
+            ) from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number}: expected a JSON object {{...}}, found {line[:40]!r}.")
+        yield number, row
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; broken JSON is a ValueError that names the place."""
+    text = "\n".join(line for _, line in read_lines(file))
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(text.rstrip()) or not text.rstrip().endswith(("}", "]"))
+        why = "the file ends in the middle: it was cut, copy it again" if cut else "repair it there"
+        raise ValueError(
+            f"{file}, line {error.lineno}, column {error.colno} (character {error.pos} of {len(text)}): "
+            f"broken JSON, {error.msg}; {why}."
+        ) from None
+
+
+def need_keys(file: Path, content: Any, keys: Mapping[str, Sequence[str]]) -> None:
+    """`content` is an object that has lists of objects with these fields."""
+    for key, fields in keys.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f'{file} has no list "{key}": is it the right kind of file?')
+        for number, entry in enumerate(content[key]):
+            for field in fields:
+                if not isinstance(entry, dict) or field not in entry:
+                    raise ValueError(f'{file}: entry {number} of "{key}" has no "{field}".')

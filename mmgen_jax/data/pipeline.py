@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from mmgen_jax.core import registry
+from mmgen_jax.data import answers as answers_lib
 from mmgen_jax.data import sources, text, transforms
 from mmgen_jax.data.loader import Batch, Examples, loader
 from mmgen_jax.data.quarantine import Quarantine
 
-SHAPES = "example.json"
+SHAPES, TOKENIZER, ANSWERS = "example.json", "tokenizer.json", "answers.json"
 
 
 class Pipeline:
@@ -22,13 +24,17 @@ class Pipeline:
       source: which data set, see data/sources.py.
       transforms: the pipeline of training, see data/transforms.py.
       batch_size: N, over all processes.
-      tokenizer: which to train on the source's captions, see data/text.py; "examples" limits how many are read.
+      tokenizer: which to train on the source's captions or questions, see data/text.py; "examples" limits how many are read.
+      answers: {"size": 3129}: make a vocabulary of the source's answers, see data/answers.py; "examples" as above. None has none.
       shuffle, threads: see data/loader.py.
       max_broken: training stops when a larger share of the examples than this is broken.
-      workdir: its tokenizer.json is read where there is one, and it gets quarantine.jsonl; None has neither.
+      workdir: its tokenizer.json and answers.json are read where they are, and it gets quarantine.jsonl; None has neither.
       seed: of order and augmentation.
       process: (index, count).
-      finished: the run is over: what `save_shapes` and the tokenizer kept in the workdir does instead of the training data.
+      finished: the run is over: what is kept in the workdir does instead of the training data.
+
+    Attributes:
+      tokenizer; answers: the vocabulary of answers, or None; context: both, by name, for transforms and tasks.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class Pipeline:
         transforms: str,
         batch_size: int,
         tokenizer: Mapping[str, Any],
+        answers: Mapping[str, Any] | None = None,
         shuffle: bool = True,
         threads: int = 2,
         max_broken: float = 0.05,
@@ -50,7 +57,11 @@ class Pipeline:
         self._shuffle, self._threads, self._max_broken = shuffle, threads, max_broken
         self._spec, self._finished = dict(source), finished
         self.tokenizer = self._tokenizer(dict(tokenizer))
-        self.context = {"tokenizer": self.tokenizer}
+        self.answers = None if answers is None else self._answers(dict(answers))
+        self.context = {
+            "tokenizer": self.tokenizer,
+            **({} if self.answers is None else {"answers": self.answers}),
+        }
         self._transforms = self.parse(transforms)
 
     @functools.cached_property
@@ -59,18 +70,32 @@ class Pipeline:
         return sources.make(self._spec)
 
     def _tokenizer(self, spec: dict[str, Any]) -> Any:
-        """Read the workdir's tokenizer; without one, train it on the captions. Every process trains the same one."""
-        path = self.workdir / "tokenizer.json" if self.workdir else None
+        """Read the workdir's tokenizer; without one, train it on what is said. Every process trains the same one."""
+        path = self.workdir / TOKENIZER if self.workdir else None
         if path and path.exists():
             return text.load(path)
         examples = min(spec.pop("examples", len(self.source)), len(self.source))
-        if not (examples and self.source.captions(0)):
+        if not (examples and _said(self.source, 0)):
             examples = 0  # a source without captions, and it may be endless
-        captions = (caption for i in range(examples) for caption in self.source.captions(i))
-        return text.train(spec, captions)
+        return text.train(spec, (said for i in range(examples) for said in _said(self.source, i)))
+
+    def _answers(self, spec: dict[str, Any]) -> answers_lib.Answers:
+        """Read the workdir's vocabulary of answers; without one, make it of what most annotators say of each question."""
+        path = self.workdir / ANSWERS if self.workdir else None
+        if path and path.exists():
+            return answers_lib.load(path)
+        if not hasattr(self.source, "answers"):
+            raise ValueError(
+                f'data.answers asks for a vocabulary of answers, and the source "{self._spec["name"]}" has none. Take one '
+                "of questions, such as scene_questions (see data/questions.py), or leave data.answers out."
+            )
+        examples = min(spec.pop("examples", len(self.source)), len(self.source))
+        said = (self.source.answers(i) for i in range(examples))
+        most = (answers_lib.most_said(answers) for answers in said if answers)
+        return registry.call(answers_lib.Answers.train, spec, "data.answers", answers=most)
 
     def parse(self, pipeline: str) -> list:
-        """A pipeline's transforms, with this run's tokenizer."""
+        """A pipeline's transforms, with this run's tokenizer and answers."""
         return transforms.parse(pipeline, self.context)
 
     def quarantine(self, source: Any, name: str) -> Quarantine | None:
@@ -120,3 +145,10 @@ class Pipeline:
             raise ValueError(
                 f"{path} is not whole ({error}). Delete it: the training data then says what it said."
             ) from error
+
+
+def _said(source: sources.Source, index: int) -> list[str]:
+    """The texts that come with an example: its captions, or its question and the different answers to it."""
+    if hasattr(source, "question"):
+        return [source.question(index), *dict.fromkeys(source.answers(index))]
+    return source.captions(index)

@@ -400,17 +400,34 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
+_HALF = 0.7071067811865476  # the cosine of an eighth of a turn
+_TURNS = (
+    (1, 0),
+    (_HALF, _HALF),
+    (0, 1),
+    (-_HALF, _HALF),
+    (-1, 0),
+    (-_HALF, -_HALF),
+    (0, -1),
+    (_HALF, -_HALF),
+)
+
+
 @functools.cache
-def _outline(shape: str, radius: float, dy: int, dx: int) -> tuple[int, int, np.ndarray]:
+def _outline(shape: str, radius: float, dy: int, dx: int, turn: int) -> tuple[int, int, np.ndarray]:
     """Opacity of a shape in a box around its middle, (dy, dx) quarters of a pixel off a pixel corner.
 
-    Returns the box's first row and column relative to that pixel, and the opacity, int16 [rows, 3 * columns].
+    It is turned clockwise by `turn` eighths. Returns the box's first row and column relative to that pixel, and the opacity,
+    int16 [rows, 3 * columns].
     """
-    reach = math.ceil(radius) + 1
+    reach = math.ceil(radius * (1.3 if turn else 1.0)) + 1  # the corner of a square, turned, reaches further
     samples = np.arange(-reach * _SUPER, reach * _SUPER) * 2 + 1  # in units of 1 / (2 * _SUPER) pixel
     quarter = _SUPER // 2
     x = (samples - quarter * dx)[None, :] / (2 * _SUPER * radius)
     y = (samples - quarter * dy)[:, None] / (2 * _SUPER * radius)
+    if turn:
+        cosine, sine = _TURNS[turn]
+        x, y = cosine * x + sine * y, cosine * y - sine * x
     inside = OUTLINES[shape](x, y).reshape(2 * reach, _SUPER, 2 * reach, _SUPER)
     alpha = inside.sum(axis=(1, 3)).astype(np.int16)
     rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
@@ -454,9 +471,8 @@ def _row(colour: Iterable[int], width: int) -> np.ndarray:
     return np.frombuffer(bytes(colour) * width, np.uint8).astype(np.int16)
 
 
-def render(scene: Scene, size: int = 64, noise: float = 0.0) -> np.ndarray:
-    """Draw the scene: a new uint8 [size, size, 3]. `noise` is a standard deviation, as a share of white."""
-    draws = _draws(scene.look)
+def background(draws: Iterator[int], size: int) -> tuple[np.ndarray, int]:
+    """A background, int16 [size, 3 * size], and the bits that `finish` takes; `draws` has gone on by two."""
     b = next(draws).to_bytes(8, "little")
     base = 62 + (b[0] & 63)  # grey with a tint: dim beside the objects
     first = [base + (tint & 31) - 16 for tint in b[1:4]]
@@ -468,26 +484,48 @@ def render(scene: Scene, size: int = 64, noise: float = 0.0) -> np.ndarray:
     image = kinds[bits % len(kinds)] * (_row(second, size) - low)
     image >>= 6
     image += low
-    for o in scene.objects:
-        b = next(draws).to_bytes(8, "little")
-        reach = int(4 * JITTER[o.size] * size / 64)  # positions are in quarters of a pixel
-        y = (2 * o.row + 1) * 4 * size // (2 * GRID) + (b[0] * (2 * reach + 1) >> 8) - reach
-        x = (2 * o.column + 1) * 4 * size // (2 * GRID) + (b[1] * (2 * reach + 1) >> 8) - reach
-        top, left, alpha = _outline(o.shape, RADIUS[o.size] * size / 64, y & 3, x & 3)
-        top, left, (rows, width) = top + (y >> 2), 3 * (left + (x >> 2)), alpha.shape
-        colour = [
-            c + (tint * (2 * TINT + 1) >> 8) - TINT for c, tint in zip(COLOURS[o.colour], b[2:5], strict=True)
-        ]
-        box = image[top : top + rows, left : left + width]
-        mix = _row(colour, width // 3) - box
-        mix *= alpha
-        mix >>= 6
-        box += mix
+    return image, bits
+
+
+def tinted(colour: str, tints: Iterable[int]) -> list[int]:
+    """An object's own red, green and blue, within TINT of the colour's. tints: three bytes."""
+    return [c + (tint * (2 * TINT + 1) >> 8) - TINT for c, tint in zip(COLOURS[colour], tints, strict=True)]
+
+
+def paint(
+    image: np.ndarray, shape: str, radius: float, y: int, x: int, colour: Sequence[int], turn: int = 0
+) -> None:
+    """Draw an object into int16 [size, 3 * size]: its middle is at (y, x), quarters of a pixel; turn in eighths, clockwise."""
+    top, left, alpha = _outline(shape, radius, y & 3, x & 3, turn)
+    top, left, (rows, width) = top + (y >> 2), 3 * (left + (x >> 2)), alpha.shape
+    box = image[top : top + rows, left : left + width]
+    mix = _row(colour, width // 3) - box
+    mix *= alpha
+    mix >>= 6
+    box += mix
+
+
+def finish(image: np.ndarray, noise: float, bits: int) -> np.ndarray:
+    """The picture with its noise, chosen by `bits`. int16 [size, 3 * size] -> uint8 [size, size, 3]."""
+    size = len(image)
     if noise:
         offset = (bits >> 8) % (3 * size * size)
         image += _noise(size, noise)[offset : offset + 3 * size * size].reshape(size, 3 * size)
         np.clip(image, 0, 255, out=image)
     return image.astype(np.uint8).reshape(size, size, 3)
+
+
+def render(scene: Scene, size: int = 64, noise: float = 0.0) -> np.ndarray:
+    """Draw the scene: a new uint8 [size, size, 3]. `noise` is a standard deviation, as a share of white."""
+    draws = _draws(scene.look)
+    image, bits = background(draws, size)
+    for o in scene.objects:
+        b = next(draws).to_bytes(8, "little")
+        reach = int(4 * JITTER[o.size] * size / 64)  # positions are in quarters of a pixel
+        y = (2 * o.row + 1) * 4 * size // (2 * GRID) + (b[0] * (2 * reach + 1) >> 8) - reach
+        x = (2 * o.column + 1) * 4 * size // (2 * GRID) + (b[1] * (2 * reach + 1) >> 8) - reach
+        paint(image, o.shape, RADIUS[o.size] * size / 64, y, x, tinted(o.colour, b[2:5]))
+    return finish(image, noise, bits)
 
 
 # -------------------------------------------------------------------------------------------------- source

@@ -3,8 +3,8 @@
 A config says `source = {"name": "jsonl", "path": ..., "split": "train"}`; `make` calls that function.
 """
 
+import functools
 import itertools
-import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
+from mmgen_jax.data.clips import ClipQuestions, Clips
 from mmgen_jax.data.cub import cub
 from mmgen_jax.data.idx import idx
 from mmgen_jax.data.pairs import (
@@ -26,37 +27,51 @@ from mmgen_jax.data.pairs import (
     need,
     need_file,
     need_folder,
+    need_keys,
     on_disk,
-    parse_json,
+    read_json,
     read_lines,
+    read_rows,
 )
+from mmgen_jax.data.questions import QUESTIONS
+from mmgen_jax.data.relational_scenes import RelationalScenes
+from mmgen_jax.data.scene_questions import SceneQuestions
 from mmgen_jax.data.scenes import Scenes
 from mmgen_jax.data.tfds import tfds
 from mmgen_jax.data.toys import Gaussians, StackedDigits
+from mmgen_jax.data.video import video_jsonl, video_parquet
 from mmgen_jax.data.webdataset import webdataset
+
+ASKED = ("question", "answers", "question_type", "answer_type", "choices", "group")
 
 
 class Part:
     """A part of a source, chosen by a hash of its examples' names: the same on every machine, and when others are added.
 
+    Where the source has `group(i)`, that is what is hashed: examples of a group, such as an image's questions, stay together.
+
     Args:
       source: it has `name(i)`.
-      part: "held out 1/10" is about a tenth of the examples, "but 1/10" are the others.
+      part: "held out 1/10" is about a tenth of the examples, "but 1/10" are the others; "held out 1/10, fold 3" is another
+        tenth, of the folds 0 (which is meant where none is named) to 9, as a cross-validation takes them in turn.
 
     Raises:
       ValueError: another text, or a source without names.
     """
 
     def __init__(self, source: Source, part: str):
-        match = re.fullmatch(r"(held out|but) 1/(\d+)", part)
-        if not match or int(match[2]) < 2:
+        match = re.fullmatch(r"(held out|but) 1/(\d+)(?:, fold (\d+))?", part)
+        every, fold = (int(match[2]), int(match[3] or 0)) if match else (0, 0)
+        if every < 2 or fold >= every:
             raise ValueError(
-                f'part is {part!r}; it is "held out 1/10" or "but 1/10", or with another number.'
+                f'part is {part!r}; it is "held out 1/10" or "but 1/10", or with another number; then perhaps ", fold 3", '
+                "of as many as the number says, counted from 0."
             )
         if not hasattr(source, "name"):
             raise ValueError("part goes by the names of the examples, which this source does not have.")
-        self._source, held_out, every = source, match[1] == "held out", int(match[2])
-        chosen = (zlib.crc32(source.name(i).encode()) % every == 0 for i in range(len(source)))
+        self._source, held_out = source, match[1] == "held out"
+        group = source.group if hasattr(source, "group") else source.name
+        chosen = (zlib.crc32(group(i).encode()) % every == fold for i in range(len(source)))
         self._index = [i for i, held in enumerate(chosen) if held == held_out]
         if hasattr(source, "classes"):
             self.classes = source.classes
@@ -78,6 +93,15 @@ class Part:
     def label(self, index: int) -> int:
         """The class of an image, where the source has classes."""
         return self._source.label(self._index[index])
+
+    def __getattr__(self, name: str) -> Any:
+        """What only sources of questions have, where this one has it."""
+        if name in ASKED and hasattr(self._source, name):
+            return functools.partial(self._ask, name)
+        raise AttributeError(f"{type(self).__name__} of this source has no {name}")
+
+    def _ask(self, name: str, index: int) -> Any:
+        return getattr(self._source, name)(self._index[index])
 
 
 def make(spec: Mapping) -> Source:
@@ -121,28 +145,8 @@ def jsonl(
     """
     file = need_file(path, "a file of JSON lines with image, captions and split")
     problems = Problems(file, on_missing)
-    paths, captions, splits = [], [], set()
-    for number, line in read_lines(file):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{file}, line {number}: broken JSON ({error.msg} at column {error.colno}). "
-                "Repair or delete the line; if it is the last one, the file was cut: copy it again."
-            ) from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {number}: expected a JSON object {{...}}, found {line[:40]!r}.")
-        if split is not None:
-            if split_key not in row:
-                raise ValueError(
-                    f'{file}, line {number}: no field "{split_key}", so split="{split}" cannot be chosen.'
-                    f"{registry.nearest(split_key, row)} Set split_key, or leave split out."
-                )
-            splits.add(row[split_key])
-            if row[split_key] != split:
-                continue
+    paths, captions = [], []
+    for number, row in read_rows(file, split, split_key):
         where = f"line {number}"
         image = row.get(image_key)
         if not isinstance(image, str) or not image:
@@ -153,7 +157,6 @@ def jsonl(
             paths.append(image)
             captions.append(texts)
     problems.report(f'Its fields are called image_key="{image_key}" and captions_key="{captions_key}" here.')
-    check_split(file, split, splits)
     return on_disk(images or file.parent, paths, captions, file)
 
 
@@ -290,8 +293,8 @@ def coco(*, captions: str, images: str, on_missing: str = "error") -> Source:
       on_missing: what an image without captions, or captions without an image, get: "error" or "skip".
     """
     file = need_file(captions, "COCO's captions_<split>.json; cocodataset.org has it")
-    content = _read_json(file)
-    _need_keys(file, content, {"images": ("id", "file_name"), "annotations": ("image_id", "caption")})
+    content = read_json(file)
+    need_keys(file, content, {"images": ("id", "file_name"), "annotations": ("image_id", "caption")})
     problems = Problems(file, on_missing)
     texts: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -322,8 +325,8 @@ def karpathy(
       on_missing: what an image without captions gets: "error" or "skip".
     """
     file = need_file(path, "Karpathy's dataset_<name>.json")
-    content = _read_json(file)
-    _need_keys(file, content, {"images": ("filename", "split", "sentences")})
+    content = read_json(file)
+    need_keys(file, content, {"images": ("filename", "split", "sentences")})
     problems = Problems(file, on_missing)
     splits = {image["split"] for image in content["images"]}
     check_split(file, split, splits)
@@ -378,7 +381,13 @@ def flickr8k(*, tokens: str, images: str, split_list: str | None = None, on_miss
 
 SOURCES: dict[str, Callable[..., Source]] = {
     **{f.__name__: f for f in (jsonl, parquet, folder, webdataset, coco, karpathy, flickr8k, cub, idx, tfds)},
+    **QUESTIONS,
+    **{f.__name__: f for f in (video_jsonl, video_parquet)},
     "scenes": Scenes,
+    "scene_questions": SceneQuestions,
+    "relational_scenes": RelationalScenes,
+    "clips": Clips,
+    "clip_questions": ClipQuestions,
     "gaussians": Gaussians,
     "stacked_digits": StackedDigits,
 }
@@ -420,27 +429,3 @@ def _classes(values, file: Path, column: str) -> dict[str | int, int]:
         )
     found = sorted(value for value in _strings(values, file) if value is not None)
     return {value: k for k, value in enumerate(found)}
-
-
-def _read_json(file: Path) -> Any:
-    text = "\n".join(line for _, line in read_lines(file))
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as error:
-        cut = error.pos >= len(text.rstrip()) or not text.rstrip().endswith(("}", "]"))
-        why = "the file ends in the middle: it was cut, copy it again" if cut else "repair it there"
-        raise ValueError(
-            f"{file}, line {error.lineno}, column {error.colno} (character {error.pos} of {len(text)}): "
-            f"broken JSON, {error.msg}; {why}."
-        ) from None
-
-
-def _need_keys(file: Path, content: Any, keys: Mapping[str, Sequence[str]]) -> None:
-    """`content` is an object that has lists of objects with these fields."""
-    for key, fields in keys.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f'{file} has no list "{key}": is it the right kind of file?')
-        for number, entry in enumerate(content[key]):
-            for field in fields:
-                if not isinstance(entry, dict) or field not in entry:
-                    raise ValueError(f'{file}: entry {number} of "{key}" has no "{field}".')

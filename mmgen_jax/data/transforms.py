@@ -5,7 +5,6 @@
 
 import ast
 import inspect
-import io
 import math
 import re
 import warnings
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
+from mmgen_jax.data import pictures, video
+from mmgen_jax.data.answers import Answers
 from mmgen_jax.data.quarantine import BrokenExample, read_bytes
 from mmgen_jax.data.text import BOS, EOS, PAD, Tokenizer
 
@@ -24,8 +25,6 @@ Transform = Callable[[Example, np.random.Generator], Example]
 
 __all__ = ["BrokenExample", "Transform", "names", "parse"]
 
-# First bytes of the usual formats, to tell a picture cut in its header from something else altogether.
-_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _LUMA = np.array([0.299, 0.587, 0.114])
 _SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
 
@@ -55,7 +54,7 @@ def decode(max_pixels: int = 2**26) -> Transform:
         if isinstance(image, np.ndarray):
             return {**example, "image": _check_array(image)}
         data = read_bytes(image) if isinstance(image, (str, Path)) else image
-        return {**example, "image": _decode(data, max_pixels)}
+        return {**example, "image": pictures.decode(data, max_pixels)}
 
     return transform
 
@@ -126,16 +125,19 @@ def random_resized_crop(
 
 
 def flip(probability: float = 0.5) -> Transform:
-    """Mirror the image left to right, unless one of its captions speaks of left or right."""
+    """Mirror the image left to right, unless a caption, the question or an answer speaks of left or right."""
     if not 0 <= probability <= 1:
         raise ValueError(f"flip needs a probability between 0 and 1, not {probability}.")
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        if "captions" not in example:
-            raise ValueError("flip reads the captions: write it before caption in the pipeline.")
+        said = [*example.get("captions", ()), example.get("question", ""), *example.get("answers", ())]
+        if not all(isinstance(text, str) for text in said) or not {"captions", "question"} & example.keys():
+            raise ValueError(
+                "flip reads captions and questions: write it before caption, question and answers."
+            )
         # The number is drawn in either case, so that a caption never changes the augmentations that follow.
         chosen = rng.random() < probability
-        if not chosen or any(_SIDES.search(caption) for caption in example["captions"]):
+        if not chosen or any(map(_SIDES.search, said)):
             return example
         image = example["image"]
         if isinstance(image, np.ndarray):
@@ -168,11 +170,59 @@ def color_jitter(strength: float = 0.2) -> Transform:
     return transform
 
 
+def frames(
+    count: int,
+    rate: float | None = None,
+    jitter: bool = False,
+    too_short: str = "refuse",
+    max_pixels: int = 2**26,
+) -> Transform:
+    """Read `count` frames of the video, whatever its form (see `video.open_video`): "video" becomes uint8 [count, H, W, 3].
+
+    "key_frames", numbers of the video's frames, are taken with them. What follows treats all frames alike: one crop for all.
+
+    Args:
+      count: F.
+      rate: frames a second; by default they are spread evenly over the whole video, one from each of `count` equal parts.
+      jitter: for training: a random frame of each part, or a random begin. Else the middle of each, or of the video.
+      too_short: a video of fewer frames is a broken example ("refuse"), or gets black frames at its end ("pad"); then there is
+        "frame_mask", bool [count], true on frames that are there.
+      max_pixels: of a frame, see `decode`.
+
+    Raises:
+      BrokenExample: by the transform, when the video is missing, damaged, without frames or, with "refuse", too short.
+      ValueError: by the transform, with a rate, when the video does not say its own; a number out of its range.
+    """
+    _check_word("frames", "too_short", too_short, ("refuse", "pad"))
+    if count < 1 or (rate is not None and rate <= 0):
+        raise ValueError(f"frames needs count of at least 1 and a rate above 0, not {count} and {rate}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        if "video" not in example:
+            raise ValueError(f"frames: the example {example.get('name', '')!r} has no video.")
+        opened = video.open_video(example["video"], max_pixels)
+        chosen = video.sample(opened, count, rate, rng if jitter else None)
+        if len(chosen) < count and too_short == "refuse":
+            every = "" if rate is None else f" at {rate:g} a second"
+            raise BrokenExample(
+                f"shorter than the sampling: {opened.count} frames, frames(count={count}){every} needs more; take fewer, or "
+                'set too_short="pad"'
+            )
+        result = {**example, "video": _padded(opened.take(chosen), count)}
+        if "key_frames" in example:
+            result["key_frames"] = _padded(example["key_frames"][chosen], count)
+        if too_short == "pad":
+            result["frame_mask"] = np.arange(count) < len(chosen)
+        return result
+
+    return transform
+
+
 def caption(max_len: int, per_image: int = 1, which: str = "random", *, tokenizer: Tokenizer) -> Transform:
     """Turn `per_image` = C captions into "tokens": int32 [C, max_len + 1], each BOS ... EOS PAD.
 
     A caption of more than max_len - 1 tokens is cut after max_len and then has no EOS, so that no false end
-    is learnt. All keys but the image and the tokens are dropped.
+    is learnt. All keys but the image or video and the tokens are dropped.
 
     Args:
       max_len: T, the number of positions that a decoder is trained on.
@@ -195,7 +245,7 @@ def caption(max_len: int, per_image: int = 1, which: str = "random", *, tokenize
         for row, sentence in zip(tokens, pick(example, rng), strict=True):
             ids = [BOS, *tokenizer.encode(sentence), EOS][: max_len + 1]
             row[: len(ids)] = ids
-        return {"image": example["image"], "tokens": tokens}
+        return {**_seen(example), "tokens": tokens}
 
     return transform
 
@@ -226,7 +276,7 @@ def text(
         raise ValueError(f"text needs max_len of at least 2, for BOS and EOS, not {max_len}.")
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        tokens = np.full((per_image, max_len), tokenizer.pad, np.int32)
+        tokens = np.empty((per_image, max_len), np.int32)
         mask = (np.arange(per_image) < len(example.get("captions") or ())).astype(np.float32)
         cut = np.zeros(per_image, np.float32)
         for k, sentence in enumerate(pick(example, rng)):
@@ -238,11 +288,70 @@ def text(
                         f"tokens with BOS and EOS, the context {max_len}: {sentence[:60]!r}... Raise max_len here "
                         'and in the task, shorten the caption, or set too_long="cut".'
                     )
-                ids[max_len - 1 :] = [tokenizer.eos]
                 cut[k] = mask[k]
-            tokens[k, : len(ids)] = ids
+            tokens[k] = _row(ids, max_len, tokenizer)
         arrays = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
-        return {**arrays, "image": example["image"], "tokens": tokens, "text_mask": mask, "cut": cut}
+        return {**arrays, **_seen(example), "tokens": tokens, "text_mask": mask, "cut": cut}
+
+    return transform
+
+
+def description(max_len: int, which: str = "random", *, tokenizer: Tokenizer) -> Transform:
+    """Turn one of the captions into "text": int32 [max_len], BOS ... EOS PAD, to be read beside the image for a label.
+
+    One that is cut keeps its EOS. All other keys stay.
+
+    Args:
+      max_len: T, BOS and EOS too.
+      which: "random" draws one; "first" takes the first, as evaluations want.
+      tokenizer: given by the program.
+    """
+    pick = _picker("description", 1, which)
+    if max_len < 2:
+        raise ValueError(f"description needs max_len of at least 2, for BOS and EOS, not {max_len}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        ids = [tokenizer.bos, *tokenizer.encode(pick(example, rng)[0]), tokenizer.eos]
+        return {**example, "text": _row(ids, max_len, tokenizer)}
+
+    return transform
+
+
+def question(max_len: int, *, tokenizer: Tokenizer) -> Transform:
+    """Turn the question into "question": int32 [max_len], BOS ... EOS PAD with the tokenizer's own ids.
+
+    One that is cut keeps its EOS. All other keys stay.
+
+    Args:
+      max_len: T, BOS and EOS too.
+      tokenizer: given by the program.
+    """
+    if max_len < 2:
+        raise ValueError(f"question needs max_len of at least 2, for BOS and EOS, not {max_len}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        if not isinstance(example.get("question"), str):
+            raise ValueError(
+                f"question: the example {example.get('name', '')!r} has no question. Sources of questions are scene_questions, "
+                "vqa and the like; see data/questions.py."
+            )
+        ids = [tokenizer.bos, *tokenizer.encode(example["question"]), tokenizer.eos]
+        return {**example, "question": _row(ids, max_len, tokenizer)}
+
+    return transform
+
+
+def answers(*, answers: Answers) -> Transform:
+    """Turn the annotators' answers into "answer": float32 [K], the score of each answer of the vocabulary.
+
+    It is all zeros where the vocabulary has none of them, or where there are none. All other keys stay.
+
+    Args:
+      answers: K answers, given by the program where the config has data.answers.
+    """
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "answer": answers.soft(example.get("answers", ()))}
 
     return transform
 
@@ -250,14 +359,21 @@ def text(
 def array() -> Transform:
     """Make the image uint8 [H, W, 3] and drop what no batch can hold (captions, names). `parse` adds this.
 
-    A float32 array of three dimensions is data already, such as the points of `toys.Gaussians`, and stays as it is.
+    A video is uint8 [F, H, W, 3]. A float32 image of three dimensions is data already, such as the points of `toys.Gaussians`,
+    and stays as it is.
     """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
+        kept = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
+        if "video" in example:
+            if "video" not in kept:
+                raise ValueError(
+                    "The video is still encoded: begin the pipeline with frames(count=...), which reads some of its frames."
+                )
+            return {**kept, "video": video.check_array(kept["video"])}
         image = example["image"]
         if isinstance(image, (bytes, str, Path)):
             raise ValueError("The image is still encoded: begin the pipeline with decode.")
-        kept = {key: value for key, value in example.items() if isinstance(value, (np.ndarray, np.generic))}
         image = np.asarray(image)
         data = image.dtype == np.float32 and image.ndim == 3
         return {**kept, "image": image if data else _check_array(image)}
@@ -267,8 +383,24 @@ def array() -> Transform:
 
 FACTORIES = {
     f.__name__: f
-    for f in (decode, resize, center_crop, random_resized_crop, flip, color_jitter, caption, text, array)
+    for f in (
+        decode,
+        resize,
+        center_crop,
+        random_resized_crop,
+        flip,
+        color_jitter,
+        frames,
+        caption,
+        text,
+        description,
+        question,
+        answers,
+        array,
+    )
 }
+# Of a video these treat every frame alike.
+OF_PICTURES = ("resize", "center_crop", "random_resized_crop", "flip", "color_jitter")
 
 
 def parse(pipeline: str, context: Mapping[str, Any]) -> list[Transform]:
@@ -340,12 +472,42 @@ def _build(step: ast.expr, pipeline: str, context: Mapping[str, Any]) -> Transfo
     absent = given - context.keys()
     if absent:
         raise ValueError(
-            f'"{source}" needs {", ".join(sorted(absent))}, which this program does not provide.'
+            f'"{source}" needs {", ".join(sorted(absent))}, which this program does not provide; a training does where the '
+            f"config has {', '.join(f'data.{key}' for key in sorted(absent))}."
         )
     try:
-        return registry.call(factory, kwargs, f'"{source}"', **{key: context[key] for key in given})
+        made = registry.call(factory, kwargs, f'"{source}"', **{key: context[key] for key in given})
     except TypeError as error:
         raise ValueError(f'"{source}" has an argument of the wrong type: {error}.') from error
+    return _on_frames(made) if name in OF_PICTURES else made
+
+
+def _on_frames(transform: Transform) -> Transform:
+    """A transform of pictures that also does the same to every frame of a video."""
+
+    def apply(example: Example, rng: np.random.Generator) -> Example:
+        if "video" not in example:
+            return transform(example, rng)
+        if not isinstance(example["video"], np.ndarray):
+            raise ValueError("The video is still encoded: begin the pipeline with frames(count=...).")
+        seed = int(rng.integers(2**63))
+        done = [
+            transform({**example, "image": frame}, np.random.default_rng(seed))["image"]
+            for frame in example["video"]
+        ]
+        return {**example, "video": np.stack([np.asarray(frame) for frame in done])}
+
+    return apply
+
+
+def _seen(example: Example) -> Example:
+    """What a model looks at: the image, or the video with its mask."""
+    return {key: example[key] for key in ("image", "video", "frame_mask") if key in example}
+
+
+def _padded(frames: np.ndarray, count: int) -> np.ndarray:
+    """Zeros up to `count` entries."""
+    return np.concatenate([frames, np.zeros((count - len(frames), *frames.shape[1:]), frames.dtype)])
 
 
 def _check_word(name: str, argument: str, word: str, words: tuple[str, ...]) -> None:
@@ -371,6 +533,14 @@ def _picker(name: str, per_image: int, which: str) -> Callable[[Example, np.rand
         return [captions[k] for k in order]
 
     return pick
+
+
+def _row(ids: list[int], max_len: int, tokenizer: Tokenizer) -> np.ndarray:
+    """BOS ... EOS as int32 [max_len]: padded, or cut before its EOS."""
+    row = np.full(max_len, tokenizer.pad, np.int32)
+    kept = ids if len(ids) <= max_len else [*ids[: max_len - 1], tokenizer.eos]
+    row[: len(kept)] = kept
+    return row
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -406,60 +576,3 @@ def _resample(image, size: tuple[int, int], box: tuple[float, float, float, floa
     from PIL import Image
 
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
-
-
-def _decode(data: bytes, max_pixels: int):
-    """Encoded bytes -> PIL image in mode RGB."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not data:
-        raise BrokenExample("zero bytes")
-    try:
-        image = Image.open(io.BytesIO(data))
-        # The header has been read, the pixels have not.
-        if image.width * image.height > max_pixels:
-            raise BrokenExample(
-                f"decompression bomb: {image.width} x {image.height} pixels declared, at most {max_pixels}"
-            )
-        if image.format == "PNG":
-            # Decoding passes over the checksums, and a flipped bit would be another picture.
-            image.verify()
-            image = Image.open(io.BytesIO(data))
-        image.load()
-        return _to_rgb(image)
-    except BrokenExample:
-        raise
-    except UnidentifiedImageError:
-        kind = "truncated: cut in its header" if data.startswith(_SIGNATURES) else "not an image"
-        start = ascii(data[:8].decode("latin-1"))
-        raise BrokenExample(f"{kind}: {len(data)} bytes that begin with {start}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenExample(f"decompression bomb: {error}") from None
-    except Exception as error:  # PIL's plugins raise all sorts of things on damaged files.
-        raise BrokenExample(f"truncated or damaged: {error}") from error
-
-
-def _to_rgb(image):
-    """Any mode -> RGB, upright."""
-    from PIL import Image, ImageOps
-
-    try:
-        upright = image.getexif().get(0x0112, 1) == 1  # the tag Orientation
-    except Exception:  # A damaged tag block says nothing about the pixels.
-        upright = True
-    if not upright:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        # convert() would clip at 255.
-        grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise BrokenExample(
-            f"no known range: mode {image.mode} has 32 bits a pixel; save it with 8 or 16 bits"
-        )
-    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

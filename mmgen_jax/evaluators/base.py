@@ -15,6 +15,7 @@ from mmgen_jax.scores import classification
 from mmgen_jax.scores.signature import sign
 
 ENDLESS = 10**7  # examples of a source that nobody wants to see all of
+LARGE = ("image", "video", "answer")  # inputs that nobody wants to keep of all examples
 
 
 class Predict(Protocol):
@@ -89,7 +90,7 @@ class Evaluator:
         return example["image"]
 
     def outputs(self, predict: Predict, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(predictions, inputs without images) of every example that is not broken, in the source's order."""
+        """(predictions, inputs without what is large) of every example that is not broken, in the source's order."""
         outputs: list[dict] = []
         inputs: list[dict] = []
         for batch in loader(
@@ -102,7 +103,7 @@ class Evaluator:
             output, given = predict(name, batch)
             keep = given["mask"] > 0
             outputs.append({key: value[keep] for key, value in output.items()})
-            inputs.append({key: value[keep] for key, value in given.items() if key != "image"})
+            inputs.append({key: value[keep] for key, value in given.items() if key not in LARGE})
         return _concatenate(outputs), _concatenate(inputs)
 
 
@@ -152,7 +153,7 @@ class Classification(Labelled):
         return classification.score(self._label, self._scores)
 
     def table(self, scores: dict[str, float]) -> dict[str, Row]:
-        """The scores x 100; shares with Wilson's interval; as floor always the most frequent class."""
+        """The scores x 100; shares with Wilson's interval; as floor always the most frequent class, where that has the score."""
         floor = classification.floor(self._label, len(self.source.classes))
         rows = {}
         for name, value in scores.items():
@@ -160,7 +161,7 @@ class Classification(Labelled):
             if name.startswith("top"):
                 low, high = classification.wilson(value, len(self._label))
                 interval = 100 * low, 100 * high
-            rows[name] = Row(100 * value, interval, 100 * floor[name])
+            rows[name] = Row(100 * value, interval, 100 * floor[name] if name in floor else None)
         return rows
 
     def signature(self, **how: Any) -> str:

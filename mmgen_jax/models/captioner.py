@@ -1,4 +1,4 @@
-"""The attention captioner: an image tower, and a decoder that looks at its positions while it writes.
+"""The attention captioner: a tower of images or videos, and a decoder that looks at its positions while it writes.
 
 Show, Attend and Tell (Xu et al., 2015) with soft attention, and its Transformer successor. A batch holds B images and C
 captions an
@@ -319,10 +319,11 @@ DECODERS = {"rnn": RnnDecoder, "transformer": TransformerDecoder}
 
 
 class Captioner(nn.Module):
-    """An image tower and a decoder.
+    """A tower and a decoder.
 
     Attributes:
-      encoder: a tower, float [B, H, W, 3] -> grid [B, H', W', D].
+      encoder: a tower of images, float [B, H, W, 3] -> grid [B, H', W', D], or of videos, [B, F, H, W, 3] -> tokens [B, P, D]. A
+        video's tokens stay as they are: `grid` and `position` are of images.
       decoder: `RnnDecoder` or `TransformerDecoder`.
       grid: the tower's grid is resampled to grid x grid positions; 0 leaves it as it is.
       position: add a learned vector a row and one a column, so that the decoder can tell where it looks.
@@ -341,10 +342,14 @@ class Captioner(nn.Module):
 
     @nn.compact
     def features(self, image: jax.Array, train: bool) -> jax.Array:
-        """image: uint8 [B, H, W, 3] -> [B, P, D]."""
+        """image: uint8 [B, H, W, 3], or a video [B, F, H, W, 3] -> [B, P, D]."""
         x = self.encoder(pixels.normalise(image, self.pixels, self.dtype), train=train)
+        if image.ndim == 5 and x.ndim == 3:
+            return nn.Dropout(self.dropout)(x, deterministic=not train)
         if x.ndim != 4:
-            raise ValueError(f'A captioner looks at a grid, not at {x.shape}: set encoder.pool to "none".')
+            raise ValueError(
+                f'A captioner looks at a grid, of a video at tokens, not at {x.shape}: set encoder.pool to "none".'
+            )
         if self.grid and x.shape[1:3] != (self.grid, self.grid):
             x = jax.image.resize(x, (len(x), self.grid, self.grid, x.shape[-1]), "linear")
         if self.position:

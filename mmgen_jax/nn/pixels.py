@@ -16,7 +16,7 @@ STATISTICS = {
 
 
 def normalise(image: jax.Array, name: str, dtype: Any) -> jax.Array:
-    """Channels of about zero mean and unit variance. image: uint8 [B, H, W, 3] -> dtype [B, H, W, 3].
+    """Channels of about zero mean and unit variance. image: uint8 [..., 3], pictures or clips -> dtype [..., 3].
 
     Run on the device: bytes are a quarter of floats to send.
 
@@ -24,7 +24,7 @@ def normalise(image: jax.Array, name: str, dtype: Any) -> jax.Array:
       ValueError: `name` is not in STATISTICS; the message names the nearest one.
     """
     mean, std = (
-        jnp.asarray([255 * x for x in values], jnp.float32)[None, None, None, :]
+        jnp.expand_dims(jnp.asarray([255 * x for x in values], jnp.float32), range(image.ndim - 1))
         for values in registry.choose(STATISTICS, name, "statistics of pixels")
     )
     return ((image.astype(jnp.float32) - mean) / std).astype(dtype)

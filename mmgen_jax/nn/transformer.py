@@ -1,6 +1,7 @@
 """Transformer blocks: the encoder's, pre- or post-norm, with a stack of them; the decoder's, which also attends over an image."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -47,11 +48,18 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, share: jax.Array | None = None, *, train: bool
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        share: jax.Array | None = None,
+        *,
+        between: Callable[[jax.Array], jax.Array] | None = None,
+        train: bool,
     ) -> jax.Array:
         """x: [B, T, D]; mask: bool [1 or B, 1 or H, 1 or T, T], true where a position may look -> [B, T, D].
 
         share: float32 [], what part of `drop_path` is this block's rate: one program for blocks of different rates. None: all.
+        between: what x goes through after the attention and before the MLP, [B, T, D] -> [B, T, D]: a look at other tokens.
 
         Raises:
           ValueError: `heads` does not divide D; unknown norm or activation.
@@ -84,6 +92,8 @@ class EncoderBlock(nn.Module):
                 x = x + self._leave_out(branch(norm(x)), share, train)
             else:
                 x = norm(x + self._leave_out(branch(x), share, train))
+            if branch is attend and between is not None:
+                x = between(x)
         return x
 
     def _leave_out(self, branch: jax.Array, share: jax.Array | None, train: bool) -> jax.Array:

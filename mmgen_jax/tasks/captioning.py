@@ -67,8 +67,22 @@ def make_matcher(*, tokenizer: Any, dtype: Any, **model: Any) -> Matcher:
     return Matcher(init, losses)
 
 
+def _seen(batch: Batch) -> jax.Array:
+    """What is captioned: images [B, H, W, 3], or videos [B, F, H, W, 3].
+
+    Raises:
+      ValueError: the videos are padded, and the decoder would look at what pads them.
+    """
+    if "frame_mask" in batch:
+        raise ValueError(
+            'A captioner\'s decoder looks at every frame, also at those that pad a short video: leave too_short="pad" out of '
+            "frames(...), which then sets short videos aside, or sample fewer frames."
+        )
+    return batch["video"] if "video" in batch else batch["image"]
+
+
 class Captioning(Task):
-    """Maximise the probability of an image's captions.
+    """Maximise the probability of an image's, or a video's, captions.
 
     Args:
       model: see `make_model`; `init_from` in the encoder's part starts it from other weights.
@@ -107,7 +121,7 @@ class Captioning(Task):
         self.predict = {"loss": self._predict_loss, "generate": generate, "attend": self._predict_attend}
 
     def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
-        return {"model": self.model.init(rng, batch["image"], batch["tokens"][:, :, :-1])}
+        return {"model": self.model.init(rng, _seen(batch), batch["tokens"][:, :, :-1])}
 
     def loss(self, params, variables, batch, rng, step):
         mutable = list(variables["model"])
@@ -128,7 +142,7 @@ class Captioning(Task):
 
         (logits, weights), updated = self.model.apply(
             every,
-            batch["image"],
+            _seen(batch),
             batch["tokens"][:, :, :-1],
             method=apply,
             mutable=mutable,
@@ -196,8 +210,9 @@ class Captioning(Task):
 
         def generate(params, variables, batch, rng):
             every = {"params": params["model"], **variables["model"]}
-            memory = self.model.apply(every, batch["image"], method="encode")
-            images = len(batch["image"])
+            seen = _seen(batch)
+            memory = self.model.apply(every, seen, method="encode")
+            images = len(seen)
             carry = self.model.apply(every, memory, images * width, max_len, method="start")
 
             def step(tokens, carry):
@@ -220,7 +235,7 @@ class Captioning(Task):
 
     def _forward(self, params, variables, batch):
         every = {"params": params["model"], **variables["model"]}
-        return self.model.apply(every, batch["image"], batch["tokens"][:, :, :-1])
+        return self.model.apply(every, _seen(batch), batch["tokens"][:, :, :-1])
 
     def _predict_loss(self, params, variables, batch, rng):
         """Nats of every target token, 0 where padding. -> {"nll": [B, C, T]}."""

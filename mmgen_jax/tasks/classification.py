@@ -1,17 +1,23 @@
-"""Image classification: one label of an image, or several. A finished classifier is also a judge of generated images."""
+"""Classification: one label of an image, or several; of an image with text, or any modalities that towers read.
 
-from collections.abc import Mapping
+A finished classifier of images is also a judge of generated ones.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from mmgen_jax.core import registry
+from mmgen_jax.core import parallel, registry
 from mmgen_jax.core.metrics import Mean
 from mmgen_jax.core.optimizer import Optimizer
 from mmgen_jax.core.sharding import Layout
-from mmgen_jax.losses.sequence import cross_entropy
+from mmgen_jax.losses import classification as losses_lib
+from mmgen_jax.models import multimodal
 from mmgen_jax.models.classifier import Classifier
+from mmgen_jax.models.multimodal import Outputs
 from mmgen_jax.tasks.base import DTYPES, Batch, Task, take_init_from
 
 NEXT = """
@@ -45,12 +51,123 @@ def make_model(
     return Classifier(tower, classes, labels, apart, pixels, dtype)
 
 
-class Classification(Task):
-    """Say an image's label, or each of its labels.
+class Decision(Task):
+    """Logits of an example, and a loss of them: what classification and question answering share.
+
+    A subclass sets `model`: a Multimodal, see `make_multimodal`, or what it calls itself in a `_forward` of its own.
 
     Args:
-      model: see `make_model`; `init_from` in it, or in its tower, starts that from other weights.
+      objective: `Labels` or `Scores` of losses/classification.py.
+      own_loss: {modality: weight}: the loss of what the modality says by itself is added with this weight. At the level "early"
+        such heads are there where own_loss or modulate says anything; one of weight 0 only watches.
+      modulate: {"alpha": 0.3, "noise": True}: slow the tower of the modality that is ahead (Peng et al., 2022, OGM-GE); {}: not.
+
+    Metrics beside the objective's: gradient_share/<modality>, the norm of its tower's gradient over the sum of all towers' norms;
+    with heads also loss/<modality> and confidence/<modality>; with modulate also kept/<modality>, the share of its gradient.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        *,
+        objective: losses_lib.Labels | losses_lib.Scores,
+        own_loss: Mapping[str, float],
+        modulate: Mapping[str, Any],
+        optimizer: Optimizer,
+        layout: Layout,
+    ):
+        super().__init__(optimizer, layout)
+        self._objective, self._own_loss = objective, dict(own_loss)
+        self._alpha, self._noise = registry.call(_modulation, modulate, "task.modulate")
+
+    def make_multimodal(
+        self, model: Mapping[str, Any], *, classes: int, dtype: str, context: Mapping[str, Any]
+    ) -> multimodal.Multimodal:
+        """The model that a config describes for `multimodal.make`, with heads as the losses want them; what `init_from` in it, in
+        its fusion or in a tower names is taken out."""
+        model, self.init_from = _take_init_from(model)
+        modalities = tuple(model.get("modalities", ()))
+        for name in self._own_loss:
+            registry.choose(dict.fromkeys(modalities), name, "modality in task.own_loss")
+        return registry.call(
+            multimodal.make,
+            model,
+            "task.model",
+            tokenizer=context["tokenizer"],
+            classes=classes,
+            heads=bool(self._own_loss) or self._alpha is not None,
+            probes=tuple(name for name in modalities if not self._own_loss.get(name)),
+            probability=self._objective.probability,
+            dtype=registry.choose(DTYPES, dtype, "dtype"),
+            axis=self.axis,
+        )
+
+    def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
+        self._objective.check(batch)
+        return {"model": self.model.init(rng, batch, batch.get("present"))}
+
+    def _forward(self, params, variables, batch, train=False, rngs=None) -> tuple[Outputs, dict]:
+        """-> what the model says, and its new variables."""
+        return self.model.apply(
+            {"params": params["model"], **variables["model"]},
+            batch,
+            batch.get("present"),
+            train=train,
+            mutable=list(variables["model"]) if train else [],
+            rngs=rngs,
+        )
+
+    def loss(self, params, variables, batch, rng, step):
+        del step
+        outputs, variables = self._forward(params, variables, batch, train=True, rngs={"dropout": rng})
+        losses, weight = self._objective.losses(outputs.logits, batch)
+        metrics = {"loss": Mean.of(losses, weight), **self._objective.watch(outputs.logits, batch)}
+        scalar = metrics["loss"].compute()
+        if outputs.heads is not None:
+            watched = self.model.level == "early"
+            for i, name in enumerate(self.model.modalities):
+                logits, seen = outputs.heads[:, i], jnp.where(outputs.there[:, i], weight, 0.0)
+                own = Mean.of(self._objective.losses(logits, batch)[0], seen)
+                metrics[f"loss/{name}"] = own
+                metrics[f"confidence/{name}"] = Mean.of(self._objective.confidence(logits, batch), seen)
+                # A head that only watches learns at the full rate. Divided by the rows of the decision's loss, as their number is
+                # the weight of a slice or a device.
+                rate = self._own_loss.get(name) or float(watched)
+                scalar = scalar + rate * own.total / jnp.maximum(metrics["loss"].count, 1e-12)
+        return scalar, (metrics, {"model": variables})
+
+    def gradients(self, params, variables, batch, rng, step):
+        """As of any task; then the towers' are slowed as `modulate` says, and compared."""
+        grads, metrics, variables = super().gradients(params, variables, batch, rng, step)
+        model, names = dict(grads["model"]), getattr(self.model, "modalities", ())
+        towers = {name: f"towers_{name}" for name in names}
+        if self._alpha is not None and len(names) > 1:
+            kept = losses_lib.slow_down(
+                jnp.stack([metrics[f"confidence/{name}"].compute() for name in names]), self._alpha
+            )
+            # The same noise on all devices, which add it to one gradient.
+            own = parallel.gather(jax.random.key_data(rng)[None], self.axis)[0]
+            rng = jax.random.wrap_key_data(own, impl=jax.random.key_impl(rng))
+            for i, (name, tower) in enumerate(towers.items()):
+                metrics[f"kept/{name}"] = Mean.of(kept[i])
+                noise = jax.random.fold_in(rng, i) if self._noise else None
+                model[tower] = losses_lib.modulated(model[tower], kept[i], noise)
+        norms = {name: optax.tree.norm(model[tower]) for name, tower in towers.items()}
+        for name, norm in norms.items():
+            metrics[f"gradient_share/{name}"] = Mean.of(norm / jnp.maximum(sum(norms.values()), 1e-12))
+        return {**grads, "model": model}, metrics, variables
+
+
+class Classification(Decision):
+    """Say an example's label, or each of its labels.
+
+    Args:
+      model: of images alone see `make_model`; of any modalities, with `towers` and `classes`, models/multimodal.py's `make`.
+        `init_from` in it, or in its tower or towers, starts that from other weights.
       label_smoothing: this share of the target is spread evenly over the classes.
+      class_weights, multi_label: weights and several of `losses.classification.Labels`.
+      own_loss, modulate: see `Decision`.
       dtype: "float32" or "bfloat16", of the network.
     """
 
@@ -59,73 +176,91 @@ class Classification(Task):
         *,
         model: Mapping[str, Any],
         label_smoothing: float = 0.0,
+        class_weights: Sequence[float] = (),
+        multi_label: bool = False,
+        own_loss: Mapping[str, float] | None = None,
+        modulate: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         optimizer: Optimizer,
         layout: Layout,
         context: Mapping[str, Any],
     ):
-        del context
-        super().__init__(optimizer, layout)
+        model = dict(model)
+        objective = losses_lib.Labels(
+            model.get("classes", 0), model.get("labels", 1), label_smoothing, class_weights, multi_label
+        )
+        super().__init__(
+            objective=objective,
+            own_loss=own_loss or {},
+            modulate=modulate or {},
+            optimizer=optimizer,
+            layout=layout,
+        )
+        self.predict = {"classify": self._predict_classify}
+        self._image_alone = "towers" not in model
+        if not self._image_alone:
+            if model.pop("classes", 0) < 2:
+                raise ValueError("task.model.classes: at least two classes.")
+            classes = objective.classes
+            self.model = self.make_multimodal(model, classes=classes, dtype=dtype, context=context)
+            return
+        if own_loss or modulate:
+            raise ValueError(
+                "task.own_loss and task.modulate balance modalities: give task.model towers and modalities."
+            )
         dtype = registry.choose(DTYPES, dtype, "dtype")
         model, self.init_from = take_init_from(model)
         self.model = registry.call(make_model, model, "task.model", dtype=dtype, axis=self.axis)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"task.label_smoothing is {label_smoothing}: a share, at least 0 and below 1.")
-        self._smoothing = label_smoothing
-        self.predict = {"classify": self._predict_classify, "features": self._predict_features}
+        self.predict["features"] = self._predict_features
 
     def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
-        if "label" not in batch:
-            raise ValueError(
-                'The examples come without "label". Sources with labels are idx, parquet with its argument label, '
-                "stacked_digits, and scenes with cells=True or max_objects=1; caption(...) in the transforms drops them."
-            )
-        labels = self.model.labels
-        expected = () if labels == 1 else (labels,)
-        if batch["label"].shape[1:] != expected:
-            raise ValueError(
-                f"An example's label has the shape {list(batch['label'].shape[1:])}, task.model.labels={labels} expects "
-                f"{list(expected)}."
-            )
+        if not self._image_alone:
+            return super().networks(rng, batch)
+        self._objective.check(batch)
         return {"model": self.model.init(rng, batch["image"])}
 
-    def loss(self, params, variables, batch, rng, step):
-        del step
+    def _forward(self, params, variables, batch, train=False, rngs=None):
+        if not self._image_alone:
+            return super()._forward(params, variables, batch, train, rngs)
         logits, variables = self.model.apply(
             {"params": params["model"], **variables["model"]},
             batch["image"],
-            train=True,
-            mutable=list(variables["model"]),
-            rngs={"dropout": rng},
+            train=train,
+            mutable=list(variables["model"]) if train else [],
+            rngs=rngs,
         )
-        # A label that is no class takes no logit: the loss is NaN, and the run stops.
-        losses = cross_entropy(logits, batch["label"], self._smoothing)
-        right = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
-        mask = batch["mask"]
-        if self.model.labels == 1:
-            metrics = {"loss": Mean.of(losses, mask), "accuracy": Mean.of(right, mask)}
-        else:
-            metrics = {
-                "loss": Mean.of(jnp.mean(losses, axis=1), mask),
-                "accuracy": Mean.of(jnp.mean(right, axis=1), mask),
-                "all_right": Mean.of(jnp.min(right, axis=1), mask),
-            }
-        return metrics["loss"].compute(), (metrics, {"model": variables})
-
-    def _apply(self, params, variables, batch, method=None):
-        return self.model.apply(
-            {"params": params["model"], **variables["model"]}, batch["image"], method=method
-        )
+        return Outputs(logits), variables
 
     def _predict_classify(self, params, variables, batch, rng):
         """-> {"logits" float32 [B, K]}, or [B, L, K] of several labels."""
         del rng
-        return {"logits": self._apply(params, variables, batch)}
+        return {"logits": self._forward(params, variables, batch)[0].logits}
 
     def _predict_features(self, params, variables, batch, rng):
         """What the tower pools. -> {"features" float32 [B, D]}."""
         del rng
-        return {"features": self._apply(params, variables, batch, "features").astype(jnp.float32)}
+        features = self.model.apply(
+            {"params": params["model"], **variables["model"]}, batch["image"], method="features"
+        )
+        return {"features": features.astype(jnp.float32)}
 
 
 make = Classification
+
+
+def _modulation(*, alpha: float | None = None, noise: bool = True) -> tuple[float | None, bool]:
+    if alpha is not None and alpha <= 0:
+        raise ValueError(f"task.modulate.alpha is {alpha}: above 0, or leave modulate empty.")
+    return alpha, noise
+
+
+def _take_init_from(model: Mapping[str, Any]) -> tuple[dict, dict]:
+    """As `take_init_from`, with the towers one level further down."""
+    model, found = take_init_from(model)
+    if "towers" not in model:
+        return model, found
+    towers, parts = take_init_from(model["towers"])
+    for (_, name), source in parts.items():
+        if name in model.get("modalities", ()):
+            found["model", f"towers_{name}"] = source
+    return {**model, "towers": towers}, found

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mmgen_jax.core import registry
-from mmgen_jax.data import text
-from mmgen_jax.data.pipeline import SHAPES, Pipeline
+from mmgen_jax.data import scene_questions, text
+from mmgen_jax.data.pipeline import ANSWERS, SHAPES, Pipeline
 from mmgen_jax.data.quarantine import BrokenExample
 
 SPEC = {
@@ -79,6 +79,57 @@ def test_a_finished_run_needs_no_data(tmp_path):
     (tmp_path / SHAPES).write_text("{")
     with pytest.raises(ValueError, match=r"example\.json is not whole .* Delete it"):
         make(**gone, finished=True).example_batch()
+
+
+QUESTIONS = {
+    "source": {"name": "scene_questions", "split": "train", "size": 32},
+    "transforms": "question(max_len=16) | answers",
+    "batch_size": 8,
+    "tokenizer": {"name": "words", "min_count": 1, "examples": 300},
+    "answers": {"size": 3129, "examples": 300},
+}
+
+
+def test_questions_and_answers(tmp_path):
+    pipeline = Pipeline(**QUESTIONS, workdir=tmp_path)
+    assert set(pipeline.answers.words) == set(scene_questions.ANSWERS)
+    assert pipeline.context == {"tokenizer": pipeline.tokenizer, "answers": pipeline.answers}
+    (batch,) = first(pipeline, count=1)
+    shapes = {key: (value.shape, str(value.dtype)) for key, value in batch.items()}
+    assert shapes == {
+        "image": ((8, 32, 32, 3), "uint8"), "question": ((8, 16), "int32"), "answer": ((8, 24), "float32"),
+        "mask": ((8,), "float32"), "index": ((8,), "int32"),
+    }  # fmt: skip
+    for index, question, answer in zip(batch["index"], batch["question"], batch["answer"], strict=True):
+        said = pipeline.source.question(int(index)).removesuffix("?")
+        assert pipeline.tokenizer.decode(question[1:]) == said, "the tokenizer knows the questions' words"
+        assert [pipeline.answers.words[k] for k in np.flatnonzero(answer)] == pipeline.source.answers(
+            int(index)
+        )
+    assert not pipeline.tokenizer.unknown(" ".join(scene_questions.ANSWERS)), "and the answers'"
+
+
+def test_the_answers_are_kept(tmp_path):
+    pipeline = Pipeline(**QUESTIONS, workdir=tmp_path)
+    kept = type(pipeline.answers)(["yes", "no"])
+    kept.save(tmp_path / ANSWERS)
+    pipeline.tokenizer.save(tmp_path / "tokenizer.json")
+    again = Pipeline(
+        **{**QUESTIONS, "source": {"name": "jsonl", "path": "gone.jsonl"}}, workdir=tmp_path, finished=True
+    )
+    assert again.answers.words == ["yes", "no"]
+    assert "answers" not in make().context and make().answers is None
+
+
+def test_mistakes_about_answers():
+    with pytest.raises(
+        ValueError, match=r'the source "scenes" has none\. Take one of questions, such as scene_questions'
+    ):
+        make(answers={"size": 10})
+    with pytest.raises(ValueError, match=r'Unknown key "sise" in data\.answers\. Did you mean "size"'):
+        Pipeline(**{**QUESTIONS, "answers": {"sise": 10, "examples": 3}})
+    with pytest.raises(ValueError, match=r"needs answers, which .* where the config has data\.answers"):
+        Pipeline(**{**QUESTIONS, "answers": None})
 
 
 @pytest.fixture

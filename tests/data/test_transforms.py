@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from mmgen_jax.data import text, transforms
+from mmgen_jax.data.answers import Answers
 from mmgen_jax.data.transforms import BrokenExample, parse
 
 WORDS = text.Words(["a", "dog", "runs", "left", "cat"])
-CONTEXT = {"tokenizer": WORDS}
+ANSWERS = Answers(["yes", "no", "2", "dog"])
+CONTEXT = {"tokenizer": WORDS, "answers": ANSWERS}
 
 
 def rng(index=0):
@@ -408,6 +410,58 @@ def test_text_takes_the_tokenizers_own_specials_and_caption_refuses_them():
         parse("caption(5)", context)
 
 
+# ---------------- questions and answers
+
+ASKED = {
+    "image": photo(),
+    "question": "Runs a dog left?",
+    "answers": ["yes"],
+    "question_type": "runs",
+    "name": "x",
+}
+
+
+def test_question_and_answers():
+    example = apply("question(8) | answers", ASKED)
+    assert example.keys() == {"image", "question", "answer"}
+    a, dog, runs, left = WORDS.encode("a dog runs left")
+    ids = [text.BOS, runs, a, dog, left, text.EOS, text.PAD, text.PAD]
+    assert example["question"].tolist() == ids and example["question"].dtype == np.int32
+    assert example["answer"].tolist() == [1, 0, 0, 0] and example["answer"].dtype == np.float32
+    assert apply("question(4) | answers", ASKED)["question"].tolist() == [text.BOS, runs, a, text.EOS]
+
+
+@pytest.mark.parametrize(
+    ("answers", "target"),
+    [
+        (["Two"], [0, 0, 1, 0]),
+        (["the dog."], [0, 0, 0, 1]),
+        (["cat"], [0, 0, 0, 0]),
+        ([], [0, 0, 0, 0]),
+        (["yes"] * 7 + ["no"] * 2 + ["maybe"], [1, 0.6, 0, 0]),
+    ],
+)
+def test_answers_are_soft_scores(answers, target):
+    example = apply("answers", {**ASKED, "answers": answers})
+    np.testing.assert_allclose(example["answer"], np.array(target, np.float32), rtol=1e-6)
+
+
+def test_questions_need_a_question_and_a_vocabulary():
+    with pytest.raises(ValueError, match="the example 'x' has no question"):
+        apply("question(8)", photo())
+    with pytest.raises(ValueError, match=r"needs answers, which .* where the config has data\.answers"):
+        parse("question(8) | answers", {"tokenizer": WORDS})
+
+
+@pytest.mark.parametrize("said", [{"question": "is it left of it?"}, {"answers": ["on the right"]}])
+def test_flip_leaves_questions_with_sides_alone(said):
+    plain = {**ASKED, "question": "what runs?"}
+    np.testing.assert_array_equal(apply("flip(1.0)", plain)["image"], photo()[:, ::-1])
+    np.testing.assert_array_equal(apply("flip(1.0)", plain | said)["image"], photo())
+    with pytest.raises(ValueError, match="write it before caption, question and answers"):
+        apply("question(8) | flip", ASKED)
+
+
 # ---------------- whole pipelines
 
 FULL = "decode | random_resized_crop(16, min_area=0.6) | flip | color_jitter(0.2) | caption(max_len=4)"
@@ -469,6 +523,7 @@ def test_parse_reads_several_lines():
         ("decode | random_resized_crop(8, min_area=0)", "0 < min_area"),
         ("decode | caption(0)", "at least 1"),
         ("decode | text(1)", "max_len of at least 2"),
+        ("decode | question(1)", "max_len of at least 2"),
         ("decode | text(9, 0)", "per_image of at least 1"),
         ('decode | text(9, which="frist")', 'Did you mean "first"'),
         ('decode | text(9, too_long="cutt")', 'Did you mean "cut"'),
@@ -500,3 +555,18 @@ def test_forgetting_decode_is_an_error():
     for pipeline in ("resize(8)", "caption(4)", "text(4)"):
         with pytest.raises(ValueError, match="begin the pipeline with decode"):
             apply(pipeline, encode(Image.fromarray(photo())))
+
+
+def test_description():
+    """One caption as a text beside the image and the label; which one, and where it is cut, as with `text`."""
+    example = {"image": photo(), "captions": ["a dog runs left", "a cat"], "label": np.int32(3)}
+    for seed in range(8):
+        made, chosen = apply("description(6)", example, seed), apply("text(6)", example, seed)
+        np.testing.assert_array_equal(made["text"], chosen["tokens"][0])
+    assert made["text"].dtype == np.int32 and made["label"] == 3
+    cut = apply("description(4, which='first')", example)["text"]
+    np.testing.assert_array_equal(cut, [WORDS.bos, *WORDS.encode("a dog"), WORDS.eos])
+    with pytest.raises(ValueError, match=r"description needs max_len of at least 2"):
+        parse("description(1)", CONTEXT)
+    with pytest.raises(ValueError, match=r"description: the example '' has no captions"):
+        apply("description(6)", {"image": photo(), "captions": []})

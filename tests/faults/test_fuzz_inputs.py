@@ -279,6 +279,109 @@ def test_caption_files(fuzz, images, spec, make, skip):
     fuzz(f"{spec['name']}, on_missing={skip}", 0.02, make(), read)
 
 
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def asked(**more):
+    return {"question": "is it red?", "answer": "yes", **more}
+
+
+def as_archive():
+    file = io.BytesIO()
+    np.savez(file, images=np.zeros((2, 4, 4, 3), np.uint8))
+    return file.getvalue()
+
+
+def as_table(**columns):
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+ASKED = {"question_id": 7, "image_id": "a", "question": "is it red?", "multiple_choices": ["yes", "no"]}
+NOTE = {"question_id": 7, "image_id": "a", "question_type": "is it", "answers": [{"answer": "yes"}]}
+QUESTIONS = {  # name of the source and the file: (its spec, the fuzzed file, its content)
+    "vqa questions": ({"questions": "input", "annotations": "notes"}, "input", json.dumps({"questions": [ASKED]}).encode()),
+    "vqa annotations": ({"questions": "asked", "annotations": "input"}, "input", json.dumps({"annotations": [NOTE]}).encode()),
+    "daquar lines": ({"path": "input.jsonl"}, "input.jsonl", lines(asked(image="a.png", split="train"))),
+    "daquar text": ({"path": "input"}, "input", b"what is on the desk in the image3 ?\nbook, scissor\n"),
+    "clevr": (
+        {"questions": "input"},
+        "input",
+        json.dumps({"questions": [asked(split=".", image_filename="a.png", program=[{"function": "exist"}])]}).encode(),
+    ),
+    "gqa": ({"questions": "input"}, "input", json.dumps({"1": asked(imageId="a", types={"structural": "verify"})}).encode()),
+    "easy_vqa folder": ({"path": "."}, "questions.json", json.dumps([["is it red?", "yes", "a"]]).encode()),
+    "easy_vqa table": (
+        {"path": "input"},
+        "input",
+        as_table(image=[b"x"], image_id=[0], questions=[["is it?", "what?"]], answers=[["yes", "no"]]),
+    ),
+    "shapes_vqa lines": ({"path": ".", "split": "input"}, "input_qa.jsonl", lines(asked(index=0))),
+    "shapes_vqa archive": ({"path": ".", "split": "input"}, "input_images.npz", as_archive()),
+    "nlvr lines": (
+        {"path": "input", "images": ".", "orders": 1},
+        "input",
+        lines({"identifier": "1-0", "sentence": "a box", "label": "true", "directory": "."}),
+    ),
+    "nlvr table": (
+        {"path": "input.parquet"},
+        "input.parquet",
+        as_table(image=[b"x"], name=["a"], sentence=["a box"], label=[True]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("skip", ["error", "skip"])
+@pytest.mark.parametrize("what", QUESTIONS)
+def test_question_files(fuzz, images, what, skip):
+    spec, file, whole = QUESTIONS[what]
+    kept = {
+        "asked": json.dumps({"questions": [ASKED]}).encode(),
+        "notes": json.dumps({"annotations": [NOTE]}).encode(),
+        "input_qa.jsonl": lines(asked(index=0)),
+        "input_images.npz": as_archive(),
+        "image3.png": encoded("PNG"),
+        "input-1-0-0.png": encoded("PNG"),
+    }
+    for name, data in kept.items():
+        (images / name).write_bytes(data)
+    (images / "images").mkdir()
+    (images / "images" / "a.png").write_bytes(encoded("PNG"))
+    name = what.split()[0]
+    spec = {key: value if key in ("split", "orders") else str(images / value) for key, value in spec.items()}
+    spec |= {"images": str(images)} if name in ("vqa", "clevr", "gqa") else {}
+    spec |= (
+        {"image_file": "{id}.png"}
+        if name == "vqa"
+        else {"suffix": ".png"}
+        if name in ("daquar", "gqa")
+        else {}
+    )
+
+    def read(data):
+        (images / file).write_bytes(data)
+        source = sources.make({"name": name, **spec, "on_missing": skip})
+        for i in range(len(source)):
+            answers, texts = (
+                source.answers(i),
+                [source.question(i), source.question_type(i), source.answer_type(i)],
+            )
+            assert answers and all(
+                isinstance(one, str) and one.strip() == one != "" for one in [*answers, *texts]
+            )
+            assert isinstance(source.name(i), str) and isinstance(source.group(i), str)
+            try:
+                example = source[i]
+            except BrokenExample:
+                continue
+            assert isinstance(example["image"], bytes | np.ndarray) and example["question"] == texts[0]
+        return source
+
+    fuzz(f"{what}, on_missing={skip}", 0.01, whole, read, name="input" if "input" in file else file)
+
+
 def test_folder_of_texts(fuzz, images):
     def read(data):
         (images / "a.txt").write_bytes(data)

@@ -1,0 +1,125 @@
+"""Questions about drawn scenes: minutes on a CPU; whoever does not look stays at chance, and all can be answered by looking.
+
+python scripts/train.py --config configs/question_answering_scenes.py --workdir runs/question_answering_scenes
+python scripts/compare.py --config configs/question_answering_scenes.py --vary fusion=cross_attention,film --workdir runs/fusion
+
+Papers: Antol et al., VQA, 2015, for the task; Teney et al., Tips and Tricks for Visual Question Answering, 2018, for a classifier
+over answers with binary cross-entropy. The towers are small and from scratch: a convolutional one that keeps its grid, and a GRU
+that reads both ways; `fusion` is any of nn/fusion.py's, by default blocks in which the question's words look at the picture.
+Reached: not measured yet.
+"""
+
+import ml_collections
+
+from mmgen_jax.core.config import parse_arg
+
+MAX_LEN = 32  # begin and end among them
+BASELINES = {
+    "question alone": "modalities=question",
+    "image alone": "modalities=image",
+    "concatenation": "fusion=concatenation",
+}
+FUSIONS = {  # what each has beside its features
+    "concatenation": {},
+    **{name: dict(features=256) for name in ("sum", "multiplicative_gate", "additive_gate")},
+    "mfb": dict(features=256, rank=5),
+    "mutan": dict(features=256, rank=5, hidden=128),
+    "film": dict(features=128, blocks=4),
+    "cross_attention": dict(features=128, layers=3, heads=4),
+    "co_attention": dict(features=128, layers=3, heads=4),
+    "merged": dict(features=128, layers=4, heads=4),
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Arguments: tiny (seconds, for tests), fusion, level (early, late or hybrid), modalities (image, question or both with a
+    plus), size (of the images in pixels), steps, batch_size, learning_rate."""
+    arg = parse_arg(
+        arg,
+        tiny=False,
+        fusion="cross_attention",
+        level="early",
+        modalities="image+question",
+        size=48,
+        steps=12_000,
+        batch_size=128,
+        learning_rate=1e-3,
+    )
+    steps, batch_size, size, length = arg.steps, arg.batch_size, arg.size, 4000
+    image = dict(name="convnet", widths=(32, 64, 128), blocks=1, init_from="")
+    question = dict(
+        name="text_rnn",
+        cell="gru",
+        features=128,
+        embed_features=64,
+        bidirectional=True,
+        pool="none",
+        max_len=MAX_LEN,
+    )
+    fields = dict(FUSIONS.get(arg.fusion, {}))  # an unknown name is told with the nearest one
+    if arg.tiny:
+        steps, batch_size, size, length = 8, 8, 32, 16
+        image.update(widths=(8, 16), blocks=0)
+        question.update(features=8, embed_features=8)
+        small = dict(features=16, layers=1, heads=2, blocks=1, rank=2, hidden=8)
+        fields = {name: small[name] for name in fields}
+
+    def questions(split, **more):
+        return dict(name="scene_questions", split=split, size=size, **more)
+
+    def evaluation(split, **more):
+        return dict(
+            name="answers",
+            source=questions(split, length=length),
+            transforms=f"question({MAX_LEN}) | answers",
+            batch_size=batch_size,
+            **more,
+        )
+
+    return ml_collections.ConfigDict(
+        dict(
+            seed=0,
+            steps=steps,
+            task=dict(
+                name="question_answering",
+                model=dict(
+                    towers=dict(image=image, question=question),
+                    modalities=tuple(arg.modalities.split("+")),
+                    level=arg.level,
+                    fusion=None if arg.level == "late" else dict(name=arg.fusion, **fields),
+                    combine="mean",
+                    hidden=16 if arg.tiny else 256,
+                    dropout=0.0,
+                    modality_dropout=0.0,
+                    pixels="half",
+                    init_from="",
+                ),
+                loss="softmax",  # one answer a question
+            ),
+            data=dict(
+                source=questions("train"),
+                transforms=f"question({MAX_LEN}) | answers",
+                batch_size=batch_size,
+                tokenizer=dict(name="words", min_count=1, examples=4000),
+                answers=dict(size=100, examples=4000),
+                shuffle=False,  # the questions are drawn at random and never come twice
+            ),
+            optimizer=dict(
+                name="adamw",
+                learning_rate=arg.learning_rate,
+                schedule="cosine",
+                warmup=min(500, steps // 4),
+                weight_decay=1e-4,
+                clip_norm=1.0,
+                ema=0.99,
+            ),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            checkpoint=dict(every=max(steps // 4, 1), keep=2),
+            log_every=2 if arg.tiny else 50,
+            evals=dict(
+                val=evaluation("val", every=max(steps // 8, 1)),
+                test=evaluation("test"),
+            ),
+            writers=("jsonl",),
+        )
+    )

@@ -1,0 +1,58 @@
+"""Answer questions about an image with a finished run.
+
+  python scripts/answer.py --workdir runs/question_answering_scenes image.png "what colour is the circle?"
+  python scripts/answer.py --workdir runs/question_answering_scenes --figure looked.png image.png "how many stars are there?"
+  python scripts/answer.py --workdir runs/question_answering_scenes --blind "what colour is the circle?"
+
+One JSON object a question on the terminal: {"image", "question", "answers": [{"answer", "probability"}, ...]}, best first;
+with --blind also {"without": ["image"]}: what the model guesses when it is told that there is no picture.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmgen_jax.command_line import start_jax, tell
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="IMAGE QUESTION",
+        help="an image, then questions; with --blind questions only",
+    )
+    parser.add_argument("--workdir", required=True, type=Path, help="a run made by scripts/train.py")
+    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_argument("--n-best", type=int, default=3, help="how many answers a question (default 3)")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw where it looked")
+    parser.add_argument("--blind", action="store_true", help="ask without an image")
+    args = parser.parse_args()
+    args.image = None if args.blind else Path(args.words.pop(0))
+    if not args.words:
+        parser.error(
+            f'a question is missing: IMAGE QUESTION, such as {args.image} "what colour is the circle?"'
+        )
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    start_jax()
+    from mmgen_jax.answer import answer_questions
+
+    answer_questions(
+        args.workdir,
+        args.image,
+        args.words,
+        step=args.step,
+        n_best=args.n_best,
+        figure=args.figure,
+    )
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    sys.exit(tell(lambda: main(arguments)))
