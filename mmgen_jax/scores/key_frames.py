@@ -65,13 +65,14 @@ def counts(
 def score(found: np.ndarray) -> dict[str, float]:
     """precision, recall and f1 of all key frames together, and "exact", the share of videos with neither a miss nor an excess.
 
-    found: from `counts`. Where there is nothing to find and nothing is found, all are 1.
+    found: from `counts`. Where there is nothing to find and nothing is chosen, all are 1; where only one of
+    the two is so, precision and recall are 0.
     """
     right, said, there = found.sum(axis=0).tolist()
     return {
         "f1": 2 * right / (said + there) if said + there else 1.0,
-        "precision": right / said if said else 1.0,
-        "recall": right / there if there else 1.0,
+        "precision": right / said if said else float(not there),
+        "recall": right / there if there else float(not said),
         "exact": float(np.mean((found[:, 0] == found[:, 1]) & (found[:, 0] == found[:, 2]))),
     }
 

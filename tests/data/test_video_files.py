@@ -328,6 +328,13 @@ def test_easy_vqa_video(shared_data):
     assert {source.answers(i)[0] for i in range(len(source))} <= known
     frames = run("frames(10)", source[3])["video"]
     assert frames.shape == (10, 64, 64, 3)
+    parts = [
+        sources.make({"name": "video_parquet", "path": str(path), "video": "video_gif", "part": part})
+        for part in ("held out 1/10", "but 1/10")
+    ]
+    held_out, others = ({part.group(i) for i in range(len(part))} for part in parts)
+    assert not held_out & others and len(held_out | others) == 2000
+    assert sum(map(len, parts)) == 7066 and parts[0].question(0).startswith("what")
     # "what direction does the shape move?": right.
     assert source.answers(3) == ["right"]
     left = [np.flatnonzero((frame != frame[0, 0]).any(axis=(0, 2))).mean() for frame in frames]

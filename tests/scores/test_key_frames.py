@@ -48,6 +48,8 @@ def test_scores_by_hand():
     near = key_frames.score(key_frames.counts([[1, 5], [3], []], [[1, 6], [3], [2]], tolerance=1))
     assert near == pytest.approx({"f1": 6 / 7, "precision": 1.0, "recall": 3 / 4, "exact": 2 / 3})
     assert key_frames.score(key_frames.counts([[]], [[]])) == dict.fromkeys(scores, 1.0)
+    assert key_frames.score(key_frames.counts([[]], [[3]])) == dict.fromkeys(scores, 0.0)
+    assert key_frames.score(key_frames.counts([[3]], [[]])) == dict.fromkeys(scores, 0.0)
 
 
 def test_intervals_hold_the_score():
