@@ -103,7 +103,7 @@ def same():
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory) -> tuple[Path, str]:
+def tiny_run(tmp_path_factory, script_env) -> tuple[Path, str]:
     """(workdir, printed text) of the README's first command in its tiny form; to be read, never changed.
 
     Test processes share one run; whoever comes first trains it, the others wait at the lock.
@@ -115,11 +115,10 @@ def tiny_run(tmp_path_factory) -> tuple[Path, str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not printed.exists():
             command = "scripts/train.py --config configs/captioner_scenes.py:tiny --workdir"
-            cache = {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
             done = subprocess.run(
                 [sys.executable, *command.split(), workdir],
                 cwd=ROOT,
-                env={**os.environ, **cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+                env=script_env,
                 capture_output=True,
                 text=True,
             )
