@@ -5,12 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CACHE = jax.config.jax_compilation_cache_dir  # see conftest.py
-
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -42,15 +39,13 @@ def test_redefines_nothing_of_the_package(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_in_tiny_form(path, tmp_path, monkeypatch):
+def test_runs_in_tiny_form(path, tmp_path, monkeypatch, script_env):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     for name, value in {
+        **{name: value for name, value in script_env.items() if name.startswith("JAX_")},
         "MMGEN_TINY": "1",
         "MMGEN_RUNS": tmp_path,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": CACHE,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "IPYTHONDIR": tmp_path / "ipython",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }.items():
