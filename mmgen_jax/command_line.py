@@ -2,14 +2,18 @@
 
 import platform
 import re
+import runpy
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 from absl import flags, logging
+from ml_collections import config_flags
 
 from mmgen_jax import peers
 from mmgen_jax.core import errors, registry
@@ -75,21 +79,51 @@ def _processor() -> str:
     return f"{platform.machine()}_{zlib.crc32(features.encode()):08x}"
 
 
+class FlagError(ValueError):
+    """A mistake in the flags or in the config that they name; the message says which."""
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's parser for `app.run`, where --config FILE[:args] --config.KEY=VALUE with a mistake ends in one clear line."""
-    if "config" in flags.FLAGS:
-        for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-            name, given, inline = flag.lstrip("-").partition("=")
-            if name == "config" and flag.startswith("-"):
-                _need_config_file(Path((inline if given else value).split(":")[0]))
     try:
-        return flags.FLAGS(list(argv))
+        if "config" in flags.FLAGS:
+            for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+                name, given, inline = flag.lstrip("-").partition("=")
+                if name == "config" and flag.startswith("-"):
+                    _need_config_file(Path((inline if given else value).split(":")[0]))
+        with _mistakes(argv):
+            return flags.FLAGS(list(argv))
+    except FlagError as error:
+        sys.exit(f"error: {error}")
+
+
+def config_of(text: str, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The config that --config FILE[:args] and any --config.KEY=VALUE describe.
+
+    Raises:
+      ValueError: there is a mistake in them, which the message names.
+    """
+    file, _, arg = text.partition(":")
+    _need_config_file(Path(file))
+    config = runpy.run_path(file)["get_config"](arg or None)
+    values, argv = flags.FlagValues(), ["", *changes]
+    with _mistakes(argv):
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    return config
+
+
+@contextmanager
+def _mistakes(argv: Sequence[str]) -> Iterator[None]:
+    """What absl and ml_collections raise of these arguments becomes a FlagError."""
+    try:
+        yield
     except flags.IllegalFlagValueError as error:
         # ml_collections wraps a config file's error in its traceback; the last line is the message.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        sys.exit("error: " + lines[-1].removeprefix("ValueError: "))
+        raise FlagError(lines[-1].removeprefix("ValueError: ")) from error
     except flags.Error as error:
-        sys.exit(f"error: {error}. See --help.")
+        raise FlagError(f"{error}. See --help.") from error
     except (KeyError, AttributeError) as error:  # ml_collections: an override of a key that is not there
         named = re.search(r"'(\w+)\\?'", str(error.args[0] if error.args else error))
         key = named[1] if named else ""
@@ -102,13 +136,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         )
         if not where:
             raise
-        sys.exit(f'error: {where[0]}: the config has no key "{key}". {hint}')
+        raise FlagError(f'{where[0]}: the config has no key "{key}". {hint}') from error
 
 
 def _need_config_file(path: Path) -> None:
     if not path.is_file():
         files = (str(file) for file in path.parent.glob("*.py"))
-        sys.exit(f"error: No config file {path}.{registry.nearest(str(path), files)}")
+        raise FlagError(f"No config file {path}.{registry.nearest(str(path), files)}")
 
 
 def check_out(path: Path | None, flag: str = "--out") -> None:

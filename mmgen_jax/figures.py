@@ -1,4 +1,4 @@
-"""Pictures: attention (where a model looked for each word), contact sheets, grids of samples, points, curves."""
+"""Pictures: attention (where a model looked for each word), contact sheets, grids of samples, points, curves, intervals."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -286,6 +286,96 @@ def scaling(path: Path, plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pat
         seconds.set_yscale("log")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+    return path
+
+
+def confusion(path: Path, counts: np.ndarray, names: Sequence[str], calibration: Any) -> Path:
+    """Write a PNG of a classifier's mistakes and of its calibration.
+
+    Left, the share of each true class (row) that was taken for each class (column); right, how often it is right when it is so
+    sure, against the diagonal on which it would be calibrated, and below how often it is so sure.
+
+    Args:
+      path: the file to write.
+      counts: int [K, K], see `confusion` in scores/classification.py.
+      names: K; written beside the picture where there are at most 40.
+      calibration: a `Calibration` of scores/classification.py.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes, bins = len(counts), len(calibration.count)
+    side = min(max(0.3 * classes, 3.4), 11) + 0.07 * min(max(map(len, names)), 20)
+    figure = Figure(figsize=(side + 4.2, side + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplot_mosaic(
+        [["matrix", "right"], ["matrix", "count"]], width_ratios=[side, 3.4], height_ratios=[3, 1]
+    )
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis = axes["matrix"]
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if classes <= 12:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(
+                column, row, str(count) if count else "", ha="center", va="center", color=colour, fontsize=8
+            )
+    if classes <= 40:
+        short = [_plain(textwrap.shorten(name, 20, placeholder="...")) for name in names]
+        axis.set_xticks(range(classes), short, rotation=90, fontsize=7)
+        axis.set_yticks(range(classes), short, fontsize=7)
+    axis.set(xlabel="taken for", ylabel="true")
+    axis.set_title(f"{np.trace(counts)} of {counts.sum()} right", fontsize=10)
+    middle = (np.arange(bins) + 0.5) / bins
+    axis = axes["right"]
+    axis.bar(middle, np.nan_to_num(calibration.right), 1 / bins, color="tab:blue", edgecolor="white")
+    axis.plot(calibration.confidence, calibration.right, ".", color="black")
+    axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=0.8)
+    axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    axis.set_title(f"calibration error {calibration.ece:.3f}", fontsize=10)
+    axes["count"].bar(middle, calibration.count, 1 / bins, color="grey", edgecolor="white")
+    axes["count"].set(xlim=(0, 1), xlabel="confidence", ylabel="answers")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def dots(path: Path, panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
+    """Write a PNG with a panel a score: a line for each contestant with its runs as dots, their mean, and its interval.
+
+    A dashed line goes down from the mean of the first. The format is PNG whatever the path is called.
+
+    Args:
+      path: the file to write.
+      panels: score -> {"name", "values" (one a run), "mean" and "interval" (low, high), None where unknown, "baseline" (drawn
+        in grey)}, from top to bottom; the same names in every panel.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [row["name"] for row in next(iter(panels.values()))]
+    width = 1.2 + 0.08 * max(map(len, names)) + 3.6 * len(panels)
+    figure = Figure(figsize=(width, 1.1 + 0.36 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (score, rows) in zip(axes, panels.items(), strict=True):
+        for place, row in enumerate(rows):
+            colour = "dimgrey" if row["baseline"] else "tab:blue"
+            below = [place + 0.25] * len(row["values"])  # where the mean does not hide them
+            axis.plot(row["values"], below, "o", color=colour, alpha=0.4, markersize=4)
+            if row["interval"]:
+                axis.plot(row["interval"], [place, place], color=colour, linewidth=2)
+            if row["mean"] is not None:
+                axis.plot(row["mean"], place, "D", color=colour, markersize=6)
+        if rows[0]["mean"] is not None:
+            axis.axvline(rows[0]["mean"], color="grey", linestyle="--", linewidth=0.8)
+        axis.set_title(_plain(score), fontsize=10)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3, axis="x")
+    axes[0].set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, format="png")
     return path
 
 

@@ -111,8 +111,8 @@ def summary(starts: Sequence[Start]) -> str:
     ran = whole - seconds["away"]
     again = f", {len(starts)} starts" if len(starts) > 1 else ""
     return (
-        f"{100 * seconds['step'] / max(ran, 1e-9):.1f} % of {_duration(ran)} was training steps that count"
-        f" ({100 * seconds['step'] / max(whole, 1e-9):.1f} % of the {_duration(whole)} since the first start{again})"
+        f"{100 * seconds['step'] / max(ran, 1e-9):.1f} % of {duration(ran)} was training steps that count"
+        f" ({100 * seconds['step'] / max(whole, 1e-9):.1f} % of the {duration(whole)} since the first start{again})"
     )
 
 
@@ -127,7 +127,7 @@ def _time(starts: Sequence[Start]) -> str:
         (
             (
                 _key(kind),
-                _duration(seconds[kind]),
+                duration(seconds[kind]),
                 f"{100 * seconds[kind] / whole:.1f} %",
                 html.escape(meaning),
             )
@@ -142,9 +142,9 @@ def _time(starts: Sequence[Start]) -> str:
             (
                 _when(start.began),
                 "" if start.step is None else f"{start.step:,} to {start.last:,}",
-                "" if start.ready is None else _duration(start.ready),
-                _duration(start.ended - start.began),
-                _duration(start.seconds["lost"] + start.seconds["rolled_back"]),
+                "" if start.ready is None else duration(start.ready),
+                duration(start.ended - start.began),
+                duration(start.seconds["lost"] + start.seconds["rolled_back"]),
                 f"<div style='width: 400px'>{_bar(start.seconds, max(longest, 1e-9))}</div>",
                 html.escape(start.end or state([start])),
             )
@@ -279,7 +279,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequenc
 def _bar(seconds: Mapping[str, float], whole: float) -> str:
     parts = (
         f'<i style="width: {100 * seconds[kind] / whole:.3f}%; background: {COLOURS[kind]}" '
-        f'title="{kind}: {_duration(seconds[kind])}"></i>'
+        f'title="{kind}: {duration(seconds[kind])}"></i>'
         for kind in KINDS
         if seconds[kind] > 0
     )
@@ -299,7 +299,7 @@ def _when(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(moment))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """12.3 s, 4 min 05 s, 3 h 07 min, 2 d 04 h."""
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from mmgen_jax import figures
+from mmgen_jax.scores.classification import Calibration
 
 GREEN = np.full((32, 32, 3), (0, 200, 0), np.uint8)
 
@@ -193,3 +194,23 @@ def test_curves(tmp_path):
         "nothing but the word under the axis where there is nothing to draw"
     )
     assert [path.name for path in one.parent.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize("classes", [3, 12, 60])
+def test_confusion_and_calibration(tmp_path, classes):
+    """The diagonal is dark, and larger matrices have larger pictures."""
+    counts = np.eye(classes, dtype=int) * 5
+    count = np.zeros(15, int)
+    count[-1] = 5 * classes
+    right = np.where(count > 0, 1.0, np.nan)
+    names = [f"a $ name {k} that goes on for a long time" for k in range(classes)]
+    figures.confusion(
+        tmp_path / "new" / "x.png", counts, names, Calibration(0.01, 0.99 * right, right, count)
+    )
+    with Image.open(tmp_path / "new" / "x.png") as image:
+        pixels = np.asarray(image.convert("RGB"), int)
+    dark = (pixels[..., 2] - pixels[..., 0] > 60) & (pixels[..., 2] < 130)
+    left = dark[:, : int(0.6 * dark.shape[1])]
+    rows, columns = np.nonzero(left)
+    assert np.corrcoef(rows, columns)[0, 1] > 0.8
+    assert pixels.shape[0] > (900 if classes == 60 else 300)

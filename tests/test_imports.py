@@ -35,6 +35,7 @@ LAYERS = (
         "faults",
     ),
     ("command_line",),
+    ("compare",),
 )
 PEERS = ({"tasks", "evaluators"}, {"data", "nn"}, {"data", "losses"}, {"nn", "losses"}, {"scores", "nn"})
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

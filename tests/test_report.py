@@ -149,4 +149,4 @@ def test_no_run(tmp_path, script):
     ],
 )
 def test_durations(seconds, text):
-    assert report._duration(seconds) == text
+    assert report.duration(seconds) == text

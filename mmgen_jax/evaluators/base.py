@@ -153,7 +153,7 @@ class Classification(Labelled):
         return classification.score(self._label, self._scores)
 
     def table(self, scores: dict[str, float]) -> dict[str, Row]:
-        """The scores x 100; shares with Wilson's interval; as floor always the most frequent class."""
+        """The scores x 100; shares with Wilson's interval; as floor always the most frequent class, where that has the score."""
         floor = classification.floor(self._label, len(self.source.classes))
         rows = {}
         for name, value in scores.items():
@@ -161,7 +161,7 @@ class Classification(Labelled):
             if name.startswith("top"):
                 low, high = classification.wilson(value, len(self._label))
                 interval = 100 * low, 100 * high
-            rows[name] = Row(100 * value, interval, 100 * floor[name])
+            rows[name] = Row(100 * value, interval, 100 * floor[name] if name in floor else None)
         return rows
 
     def signature(self, **how: Any) -> str:

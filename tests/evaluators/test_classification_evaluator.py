@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmgen_jax.data import sources
 from mmgen_jax.data.pipeline import Pipeline
@@ -58,6 +59,11 @@ def test_one_label(make, tmp_path):
     evaluator = make()
     scores = evaluator.run(predict, tmp_path / "x.png")
     assert scores["top1"] == pytest.approx(17 / 22)
+    # Its softmax of a one and four zeros is always e / (e + 4) sure.
+    assert scores["ece"] == pytest.approx(17 / 22 - np.e / (np.e + 4))
+    assert evaluator.table(scores)["ece"].floor is None
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.format == "PNG" and image.width > image.height
     row = evaluator.table(scores)["top1"]
     assert row.value == pytest.approx(100 * 17 / 22)
     assert row.interval == pytest.approx(tuple(100 * x for x in wilson(17 / 22, LENGTH)))
@@ -80,6 +86,47 @@ def test_several_labels(make, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert len(records) == LENGTH
     assert records[5] == {"index": 5, "label": [0, 2, 1], "predicted": [1, 2, 1]}
+
+
+def test_any_number_of_labels(make, tmp_path, monkeypatch):
+    """An example has the labels 0 .. index % 3 - 1; every fifth is said to have the last one too."""
+
+    class Any(Toy):
+        def __init__(self):
+            self.classes = ["red", "round", "big"]
+
+        def __getitem__(self, index):
+            image = np.zeros((8, 8, 3), np.uint8)
+            image[0, 0, 0] = index
+            return {"image": image, "label": (np.arange(3) < index % 3).astype(np.int32)}
+
+    monkeypatch.setitem(sources.SOURCES, "toy", Any)
+
+    def predict(name, batch):
+        assert name == "classify"
+        index = batch["image"][:, 0, 0, 0].astype(int)
+        said = (np.arange(3) < index[:, None] % 3) | ((np.arange(3) == 2) & (index[:, None] % 5 == 0))
+        return {"logits": np.where(said, 2.0, -1.0).astype(np.float32)}, batch
+
+    evaluator = make(multi_label=True)
+    scores = evaluator.run(predict, tmp_path / "x.png")
+    assert scores["all_right"] == pytest.approx(17 / 22)
+    assert scores["f1"] == pytest.approx(2 / 3), "the last is said and never true"
+    assert scores["map"] == 1.0
+    rows = evaluator.table(scores)
+    assert list(rows) == list(scores)
+    assert rows["all_right"].interval == pytest.approx(tuple(100 * x for x in wilson(17 / 22, LENGTH)))
+    assert rows["map"] == (100.0, None, None, None)
+    evaluator.write(tmp_path / "x.jsonl")
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert records[5] == {"index": 5, "label": [1, 1, 0], "predicted": [1, 1, 1]}
+    assert "round" in (tmp_path / "x.txt").read_text()
+    with pytest.raises(
+        ValueError, match=r"has the label \[3\], the classifier gives \[5\]: with multi_label"
+    ):
+        make(multi_label=True).run(
+            lambda name, batch: ({"logits": np.zeros((BATCH, 5))}, batch), tmp_path / "x.png"
+        )
 
 
 def test_mistakes_are_named(make, tmp_path):
