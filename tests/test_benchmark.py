@@ -294,8 +294,8 @@ def test_video_peers_are_measured(benchmarks):
         assert math.isfinite(facts["cross_entropy"])
         assert facts["batch"] == suite.QUICK["batch"]
         assert facts["temporary_mib"] == facts["temporary_bytes"] / 2**20 > 0
-    # With four places a frame the second attention of divided costs more than the pairs it spares.
-    assert peers["ours"]["flops"] > peers["joint"]["flops"]
+    # In so narrow a tower the pairs of even 17 tokens cost more than a second attention in each block.
+    assert peers["ours"]["flops"] < peers["joint"]["flops"]
     (line,) = suite.remarks({"peers": peers})
     assert "times the temporaries of divided" in line
 
