@@ -97,7 +97,7 @@ def compare(
         before = finished(run)
         why = "" if before else _train(run, name, console)
         took += [] if before or why else [time.monotonic() - begin]
-        outcomes.append(_outcome(run, metrics, why))
+        outcomes.append(outcome(run, metrics, why))
         results = summary(shlex.join(command), runs, outcomes, metrics)
         write(workdir, results)
         left = len(runs) - number
@@ -368,7 +368,7 @@ def _cache(folder: Path) -> list[str]:
     return [] if jax.config.jax_compilation_cache_dir else ["--compilation_cache", str(folder)]
 
 
-def _outcome(run: Run, metrics: Sequence[str], why: str) -> dict[str, Any]:
+def outcome(run: Run, metrics: Sequence[str], why: str) -> dict[str, Any]:
     """{"seed", "workdir"} with "failed", or with "values" of the metrics, "minutes" that it took and its "machine".
 
     Raises:

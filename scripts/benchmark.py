@@ -3,6 +3,8 @@
 python scripts/benchmark.py captioner --help
 python scripts/benchmark.py dual_encoder --help
 python scripts/benchmark.py text_to_image --help
+python scripts/benchmark.py question_answering --help
+python scripts/benchmark.py video --help
 """
 
 import argparse
@@ -10,9 +12,15 @@ import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks import captioner, dual_encoder, harness, text_to_image
+from benchmarks import captioner, dual_encoder, harness, question_answering, text_to_image, video
 
-SUITES = {"captioner": captioner, "dual_encoder": dual_encoder, "text_to_image": text_to_image}
+SUITES = {
+    "captioner": captioner,
+    "dual_encoder": dual_encoder,
+    "text_to_image": text_to_image,
+    "question_answering": question_answering,
+    "video": video,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ def benchmarks():
     """The modules of scripts/benchmarks/."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "scripts")
-        names = ("harness", "captioner", "dual_encoder")
+        names = ("harness", "captioner", "dual_encoder", "question_answering", "video")
         yield SimpleNamespace(**{name: importlib.import_module(f"benchmarks.{name}") for name in names})
 
 
@@ -186,7 +186,9 @@ def test_kernels_of_a_gpu_program(benchmarks):
     assert benchmarks.captioner.kernels_a_word(GPU_PROGRAM, 5) == unknown
 
 
-@pytest.mark.parametrize("model, row", [("captioner", "loop_flickr8k"), ("dual_encoder", "embed_image")])
+@pytest.mark.parametrize(
+    "model, row", [("captioner", "loop_flickr8k"), ("dual_encoder", "embed_image"), ("video", "frames_8")]
+)
 def test_help_teaches(script_env, model, row):
     text = run(script_env, model, "--help")
     assert row in text
@@ -261,3 +263,46 @@ def test_sizes_have_a_value_for_every_row(benchmarks):
     for sizes in suite.SIZES.values():
         assert sizes.keys() == suite.FULL.keys()
         assert sizes["batch"].keys() | sizes["pairs"].keys() | {"score"} == suite.ROWS.keys()
+
+
+def test_question_answering_peers_compute_the_same(benchmarks, tmp_path):
+    """The first loss before an update, and the second after one."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    suite = benchmarks.question_answering
+    spec = {"device": "cpu", "threads": 1, "quick": True, "dtype": "float32", "sizes": suite.QUICK}
+    spec |= {"row": "train", "rows": ["train"], "inputs": str(tmp_path / "inputs.npz")}
+    suite.make_inputs(spec)
+    losses = {}
+    for peer, make in (("ours", suite.our_model), ("transformers", suite.their_model)):
+        assert suite.missing({**spec, "peer": peer}) is None
+        facts, step = make({**spec, "peer": peer})
+        losses[peer] = [step(), step()]
+        assert peer != "ours" or (facts["temporary_bytes"] > 0 and facts["flops"] > 1e6)
+    assert losses["transformers"] == pytest.approx(losses["ours"], rel=1e-4)
+    assert losses["ours"][1] < losses["ours"][0]
+
+
+def test_video_peers_are_measured(benchmarks):
+    suite = benchmarks.video
+    spec = {"device": "cpu", "threads": 1, "quick": True, "dtype": "float32", "sizes": suite.QUICK}
+    peers = {}
+    for peer in ("ours", "joint"):
+        peers[peer], measure = suite.peer({**spec, "row": "frames_4", "peer": peer})
+        facts = peers[peer]
+        assert min(measure(2)) > 0
+        assert math.isfinite(facts["cross_entropy"])
+        assert facts["batch"] == suite.QUICK["batch"]
+        assert facts["temporary_mib"] == facts["temporary_bytes"] / 2**20 > 0
+    # In so narrow a tower the pairs of even 17 tokens cost more than a second attention in each block.
+    assert peers["ours"]["flops"] < peers["joint"]["flops"]
+    (line,) = suite.remarks({"peers": peers})
+    assert "times the temporaries of divided" in line
+
+
+def test_joint_attention_that_does_not_fit_is_told(benchmarks):
+    suite = benchmarks.video
+    sizes = {"tower": {**suite.FULL["tower"], "image_size": 896}, "batch": 64}
+    spec = {"device": "cpu", "row": "frames_16", "sizes": sizes}
+    assert "all pairs of tokens" in suite.missing({**spec, "peer": "joint"})
+    assert suite.missing({**spec, "peer": "ours"}) is None

@@ -71,4 +71,4 @@ def test_runs_in_tiny_form(path, tmp_path, monkeypatch, script_env):
         if "image/png" in output.get("data", {})
     ]
     assert len(pictures) >= 4
-    assert list(tmp_path.glob("*/config.json")), "the runs are kept where MMGEN_RUNS says"
+    assert list(tmp_path.rglob("config.json")), "the runs are kept where MMGEN_RUNS says"

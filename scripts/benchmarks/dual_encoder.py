@@ -9,7 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from benchmarks.harness import SEED, Measure, Row, compile_ours, lacking, nested, start_torch, timed
+from benchmarks.harness import (
+    SEED,
+    Measure,
+    Row,
+    compile_ours,
+    lacking,
+    nested,
+    start_torch,
+    timed,
+    train_ours,
+)
 
 TEMPERATURE = 0.07
 MATRICES = 3  # N x N of float32 that a plain loss and its gradient hold at once, at the least
@@ -312,17 +322,14 @@ def our_model(spec: Mapping[str, Any]) -> tuple[dict, Callable, Callable]:
     import jax
     import jax.numpy as jnp
 
-    from mmgen_jax.core import flops
-    from mmgen_jax.core.state import State
-
     sizes, row, data = spec["sizes"], spec["row"], np.load(spec["inputs"])
     rows, model = sizes["batch"][row], model_of(row)
     task = make_task(sizes, model, spec["dtype"])
     variables = jax.tree.map(jnp.asarray, nested(data, f"{model}/ours"))
-    params = {"model": variables.pop("params")}
-    variables, batch = {"model": variables}, our_batch(data, rows)
+    batch = our_batch(data, rows)
     if row.startswith("embed_"):
-        args = params, variables, batch, jax.random.key(SEED)
+        params = {"model": variables.pop("params")}
+        args = params, {"model": variables}, batch, jax.random.key(SEED)
         compiled, facts = compile_ours(task.predict[row], args)
         kind = row.removeprefix("embed_")
 
@@ -330,17 +337,7 @@ def our_model(spec: Mapping[str, Any]) -> tuple[dict, Callable, Callable]:
             return {"outputs": {"embeddings": np.asarray(found[kind]).reshape(rows, -1)[:8].tolist()}}
 
         return {**facts, "batch": rows}, lambda: jax.block_until_ready(compiled(*args)), read
-    optimizer = {"model": task.optimizer.transform.init(params["model"])}
-    state = State(jnp.int32(0), jax.random.key(SEED), params, variables, optimizer, {})
-    compiled, facts = compile_ours(task.train_step, (state, batch), donate=True)
-    facts["flops"] = flops.count(jax.make_jaxpr(task.train_step)(state, batch))
-    facts["peak_flops"] = flops.peak(jax.devices()[0])
-
-    def call():
-        nonlocal state
-        state, metrics = jax.block_until_ready(compiled(state, batch))
-        return metrics
-
+    facts, call = train_ours(task, variables, batch)
     return {**facts, "batch": rows}, call, lambda found: {"loss": float(found["loss"].compute())}
 
 

@@ -140,6 +140,33 @@ def compile_ours(fn: Callable, args: tuple, donate: bool = False) -> tuple[Any, 
     }
 
 
+def train_ours(task: Any, variables: Mapping[str, Any], batch: Any) -> tuple[dict, Callable[[], dict]]:
+    """A task of one network and one optimiser: facts, and a training step that gives the metrics when the device has done it.
+
+    variables: {"params", and other collections} of the network.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from mmgen_jax.core import flops
+    from mmgen_jax.core.state import State
+
+    others = {kind: tree for kind, tree in variables.items() if kind != "params"}
+    params, variables = {"model": variables["params"]}, {"model": others}
+    optimizer = {"model": task.optimizer.transform.init(params["model"])}
+    state = State(jnp.int32(0), jax.random.key(SEED), params, variables, optimizer, {})
+    compiled, facts = compile_ours(task.train_step, (state, batch), donate=True)
+    facts["flops"] = flops.count(jax.make_jaxpr(task.train_step)(state, batch))
+    facts["peak_flops"] = flops.peak(jax.devices()[0])
+
+    def call() -> dict:
+        nonlocal state
+        state, metrics = jax.block_until_ready(compiled(state, batch))
+        return metrics
+
+    return facts, call
+
+
 def start_torch(spec: Mapping[str, Any]) -> str:
     """Make PyTorch keep to the cores of the others; the name that it has for the device."""
     import torch
