@@ -18,14 +18,17 @@ MAX_LEN = 24  # the grammar's longest caption has 22 words; begin and end are tw
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), steps, batch_size."""
-    arg = parse_arg(arg, tiny=False, steps=1850, batch_size=128)
+    arg = parse_arg(arg, tiny=False, steps=2000, batch_size=128)
     # Objects of three pixels can still be told apart, at half the cost of 64.
     steps, batch_size, size, length = arg.steps, arg.batch_size, 48, 1000
-    image = dict(name="convnet", widths=(32, 64, 128, 512), blocks=0, pool="flatten", init_from="")
+    # A thing and its row and column, each learnt once for all places: with the pool "flatten" it is learnt at each place anew.
+    image = dict(
+        name="convnet", widths=(32, 64, 128, 256), blocks=0, hidden=512, pool="pyramid", init_from=""
+    )
     text = dict(
         name="text_rnn",
         cell="gru",
-        features=128,
+        features=64,
         embed_features=64,
         bidirectional=True,
         # A phrase's state is at its end, wherever in the caption that is; the last state would have to carry all of them.
@@ -34,7 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     if arg.tiny:
         steps, batch_size, size, length = 8, 8, 32, 16
-        image.update(widths=(8, 16))
+        image.update(widths=(8, 16), hidden=16)
         text.update(features=16, embed_features=16)
 
     def scenes(split, **more):
@@ -56,13 +59,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             task=dict(
                 name="contrastive",
                 model=dict(image=image, text=text, embed_dim=32 if arg.tiny else 512, init_from=""),
-                loss=dict(name="info_nce", equal="positive"),
+                loss=dict(name="info_nce", equal="ignore"),
                 slices=1,
             ),
             data=dict(
-                # Without them both towers settle on bags of words: which colours, which shapes, not which of which.
-                source=scenes("train", minimal_pairs=True),
-                transforms=f"text({MAX_LEN}, per_image=2)",
+                # Without them both towers settle on bags of words: which colours, which shapes, not which of which. The last part
+                # is of scenes alone, as they are searched.
+                source=scenes("train", minimal_pairs=steps * 6 // 10 * batch_size),
+                transforms=f"text({MAX_LEN}, per_image={2 if arg.tiny else 4})",
                 batch_size=batch_size,
                 tokenizer=dict(name="words", min_count=1, examples=2000),
                 shuffle=False,  # the scenes are drawn at random and never come twice

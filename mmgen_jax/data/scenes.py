@@ -612,7 +612,8 @@ class Scenes:
       max_objects: scenes have one to this many objects, at most 3.
       minimal_pairs: every second scene is the one before it but for one thing, such as two colours or places swapped. In a
         batch that is not shuffled these are hard negatives: a model that knows which colours and shapes there
-        are, but not which belong together, cannot tell them apart.
+        are, but not which belong together, cannot tell them apart. A number: only so many scenes of the beginning are such;
+        captions that tell twins apart would otherwise count for more than captions that tell scenes apart.
       cells: the "label" is what is in each cell, int32 [27], see `to_cells`; there are no classes then.
       all_pairs: scenes of "train", "val" and "test" have the pairs of HELD_OUT too, as a judge of generated images must know
         them: one that never saw a green star takes it for a green cross.
@@ -626,7 +627,7 @@ class Scenes:
         length: int | None = None,
         noise: float = 0.0,
         max_objects: int = 3,
-        minimal_pairs: bool = False,
+        minimal_pairs: bool | int = False,
         cells: bool = False,
         all_pairs: bool = False,
     ):
@@ -643,9 +644,10 @@ class Scenes:
         if noise < 0:
             raise ValueError(f"noise is {noise}: a standard deviation cannot be negative.")
         self.split, self.seed, self.size, self.noise, self.max_objects = split, seed, size, noise, max_objects
-        self.minimal_pairs, self.all_pairs = minimal_pairs, all_pairs
+        self.all_pairs = all_pairs
         self._label = to_cells if cells else None
         self.length = LENGTHS[split] if length is None else length
+        self._paired = self.length if minimal_pairs is True else minimal_pairs
         if max_objects == 1 and not cells:
             self._label = _class
             self.classes = [f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
@@ -732,7 +734,7 @@ class Scenes:
         index = operator.index(index)
         if not 0 <= index < self.length:
             raise IndexError(f"scenes/{self.split} has no example {index}; it has {self.length}.")
-        twin = self.minimal_pairs and index % 2
+        twin = index < self._paired and index % 2
         draws = _draws(self.seed, SPLITS.index(self.split), index - twin)
         numbers = self._draw(draws)
         if twin:

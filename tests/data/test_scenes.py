@@ -306,6 +306,9 @@ def test_minimal_pairs():
         assert len(set(changed) - {"column"}) <= 1 or changed == ["row", "column"]
         swapped += not changed
         assert all(scenes.is_true(caption, source.scene(i + 1)) for caption in source.captions(i + 1))
+    some = scenes.Scenes("train", minimal_pairs=100)
+    assert [some.scene(i) for i in range(100)] == [source.scene(i) for i in range(100)]
+    assert [some.scene(i) for i in range(100, 120)] == [plain.scene(i) for i in range(100, 120)]
     assert 25 < swapped < 75  # three of eight kinds, where a scene has two objects and they differ
 
 
