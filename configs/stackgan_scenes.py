@@ -11,7 +11,9 @@ its judge. The third takes stage I with its text tower and leaves both as they a
 trains 16, 32 and 64 px together (StackGAN-v2), without matchers: they read 32 px. Data, losses and optimizer are those of
 configs/dcgan_scenes.py.
 Papers: Zhang et al., StackGAN, 2017; StackGAN++, 2018.
-Reached: TODO
+Reached (seed 0, one core of an AMD EPYC; 2026-11-21): stage I, 23 minutes: of its samples for captions of one object the judge
+reads 83.7 % as the caption says; 27.0 % after 7,500 steps without the matchers. Stage II, 33 minutes: 42.1 % after 2,000 steps
+and still rising. `joint` was not run. docs/results.md says more.
 """
 
 import ml_collections
