@@ -198,7 +198,7 @@ def test_retrieval_and_classification_are_the_same(tmp_path, script_env):
         )
         files.append({path.name: path for path in (workdir / "predictions").iterdir()})
         assert (workdir / "figures" / "retrieval_000002.png").exists()
-    assert scores[0].keys() == scores[1].keys() and len(scores[0]) == 14 + 2 * 5
+    assert scores[0].keys() == scores[1].keys() and len(scores[0]) == 14 + 2 * 6
     for name, value in scores[0].items():
         np.testing.assert_allclose(scores[1][name], value, rtol=1e-5, err_msg=name)
     assert files[0].keys() == files[1].keys() and len(files[0]) == 5
