@@ -24,12 +24,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         name="video_frames",
         tower=dict(
             name="convnet",
-            widths=(8, 8) if arg.tiny else (32, 64, 128),
-            blocks=0 if arg.tiny else 1,
-            pool="flatten",
+            widths=(8, 8) if arg.tiny else (16, 32, 64, 128),
+            blocks=0,
+            pool="none",
         ),
-        over_time=dict(name="transformer", depth=1 if arg.tiny else 2, heads=4, frames=12),
-        width=16 if arg.tiny else 256,
+        over_time=dict(name="transformer", depth=1, heads=4, frames=12),
+        width=16 if arg.tiny else 128,
         differences=True,
     )
     decoder = dict(
@@ -74,7 +74,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             optimizer=dict(
                 name="adamw",
-                learning_rate=2e-3,
+                learning_rate=1e-3,
                 schedule="cosine",
                 warmup=min(100, steps // 4),
                 weight_decay=1e-4,

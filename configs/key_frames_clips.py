@@ -13,7 +13,7 @@ from mmgen_jax.core.config import parse_arg
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), size (of a frame in pixels), steps, batch_size."""
-    arg = parse_arg(arg, tiny=False, size=48, steps=1500, batch_size=32)
+    arg = parse_arg(arg, tiny=False, size=48, steps=3000, batch_size=32)
     steps, batch_size, size, length = (
         (4, 8, 24, 16) if arg.tiny else (arg.steps, arg.batch_size, arg.size, 1000)
     )
@@ -21,8 +21,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         name="video_frames",
         tower=dict(
             name="convnet",
-            widths=(8, 8) if arg.tiny else (24, 48, 96),
-            blocks=0 if arg.tiny else 1,
+            widths=(8, 8) if arg.tiny else (16, 32, 64, 128),
+            blocks=0,
             pool="flatten",
         ),
         over_time=dict(name="transformer", depth=1 if arg.tiny else 2, heads=4, frames=12),

@@ -16,7 +16,6 @@ BASELINES = {
     "video alone": "modalities=video",
     "concatenation": "fusion=concatenation",
 }
-MAX_LEN = 32  # begin and end among them
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -25,7 +24,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg = parse_arg(
         arg,
         tiny=False,
-        fusion="cross_attention",
+        fusion="mac",
         level="early",
         modalities="video+question",
         size=48,
@@ -40,12 +39,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         name="video_frames",
         tower=dict(
             name="convnet",
-            widths=(8, 8) if arg.tiny else (32, 64, 128),
-            blocks=0 if arg.tiny else 1,
-            pool="flatten",
+            widths=(8, 8) if arg.tiny else (16, 32, 64, 128),
+            blocks=0,
+            pool="none",
         ),
-        over_time=dict(name="transformer", depth=1 if arg.tiny else 2, heads=4, frames=12),
-        width=16 if arg.tiny else 256,
+        over_time=dict(name="transformer", depth=1, heads=4, frames=12),
+        width=16 if arg.tiny else 128,
         differences=True,
         init_from="",
     )
@@ -66,7 +65,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     with config.unlocked():
         config.task.model.towers = dict(video=video, question=config.task.model.towers.question.to_dict())
         config.data.source = questions("train")
-        config.data.transforms = f"question({MAX_LEN}) | answers"
         config.evals = dict(
             val=evaluation("val", every=max(config.steps // 4, 1)),
             test=evaluation("test"),

@@ -53,8 +53,8 @@ def answer_questions(
         )
     if figure and ("attend" not in task.predict or modalities[0] != "image"):
         raise ValueError(
-            f"The run in {workdir} has no attention over an image to draw; those with the fusions cross_attention and "
-            "co_attention have, where the image is the first modality."
+            f"The run in {workdir} has no attention over an image to draw; those with the fusions cross_attention, "
+            "co_attention and mac have, where the image is the first modality."
         )
     if figure and image is None:
         raise ValueError("A picture of where it looked needs an image.")

@@ -476,7 +476,7 @@ class SceneQuestions:
       max_objects: scenes have two to this many objects, 4 to 6.
       per_image: so many questions in a row are about the same image; but one that could be so only with another answer gets
         an image of its own, as the answers' balance goes first.
-      types: which TYPES are asked; None asks all.
+      types: which TYPES are asked, each as often as it is named here; None asks all evenly.
 
     Raises:
       ValueError: an unknown split or type, or a number out of its range.

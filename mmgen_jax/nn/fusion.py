@@ -272,6 +272,16 @@ def _hide(scores: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
 
 
+def _look(scores: jax.Array, stream: Stream) -> tuple[jax.Array, jax.Array]:
+    """The mean of the tokens that are there by softmax(scores), and its weights; zeros where there are none.
+
+    scores: [B, P, 1] -> [B, D], float32 [B, P].
+    """
+    scores = _hide(scores[..., 0].astype(jnp.float32), stream.mask)
+    weights = _where(stream, jax.nn.softmax(scores, axis=-1), 0.0)
+    return jnp.einsum("bp,bpd->bd", weights.astype(stream.tokens.dtype), stream.tokens), weights
+
+
 class _Attentive(_Fusion):
     """Fusions by attention.
 
@@ -361,9 +371,7 @@ class CoAttention(_Attentive):
         tokens = LayerNorm(self.dtype, name=f"norm{number}")(stream.tokens)
         hidden = nn.relu(self._dense(self.features, f"reduce{number}_in")(tokens))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
-        scores = self._dense(1, f"reduce{number}_out")(hidden)[..., 0].astype(jnp.float32)
-        weights = _where(stream, jax.nn.softmax(_hide(scores, stream.mask), axis=-1), 0.0)
-        return jnp.einsum("bp,bpd->bd", weights.astype(tokens.dtype), tokens), weights
+        return _look(self._dense(1, f"reduce{number}_out")(hidden), Stream(tokens, stream.mask))
 
 
 class Merged(_Attentive):
@@ -380,6 +388,50 @@ class Merged(_Attentive):
         return Fused(LayerNorm(self.dtype, name="norm")(tokens[:, 0]))
 
 
+class Mac(_Fusion):
+    """Memory, attention and composition (Hudson & Manning, 2018, arXiv:1803.03067, section 3.2, equations c1 to w1).
+
+    Step by step the others' words are looked at (control c), then the first stream's tokens k (read), and what was found goes
+    into the memory m, which begins as learned vectors do:
+
+        c_i = sum softmax(w (W [c_{i-1}, q_i] * words)) words,     q_i = W_i q, q of the words' mean
+        r_i = sum softmax(w elu(c_i * elu(W [M m_{i-1} * K k, k]))) k
+        m_i = W [r_i, m_{i-1}]
+
+    The products let what was found before, what is asked and what is there multiply, which attention alone has to learn for
+    each combination. The vector is [q, m], 2 D; the attention is the last step's. A learned token stands beside the words, so
+    that there is one where no others are.
+
+    Attributes:
+      steps: how many, with the same parameters but W_i.
+    """
+
+    steps: int = 6
+
+    @nn.compact
+    def __call__(self, streams: Sequence[Stream], *, train: bool) -> Fused:
+        del train
+        seen, *others = self._tokens(streams)
+        words = _joined([self._learned("word", len(seen.tokens)), *others])
+        control, memory = (
+            self._learned(name, len(seen.tokens)).tokens[:, 0] for name in ("control0", "memory0")
+        )
+        question = jnp.tanh(self._dense(self.features, "question")(mean(words)))
+        known = self._dense(self.features, "known")(seen.tokens)
+        names = ("control", "memory", "relate", "write")
+        ask, recall, relate, write = (self._dense(self.features, name) for name in names)
+        word_score, place_score = (self._dense(1, name) for name in ("word_score", "place_score"))
+        for i in range(self.steps):
+            own = self._dense(self.features, f"question{i + 1}")(question)
+            own = ask(jnp.concatenate([control, own], axis=-1))
+            control, _ = _look(word_score(own[:, None] * words.tokens), words)
+            met = jnp.concatenate([recall(memory)[:, None] * known, seen.tokens], axis=-1)
+            met = nn.elu(control[:, None] * nn.elu(relate(met)))
+            found, weights = _look(place_score(met), seen)
+            memory = write(jnp.concatenate([found, memory], axis=-1))
+        return Fused(jnp.concatenate([question, memory], axis=-1), weights)
+
+
 FUSIONS = {
     "concatenation": Concatenation,
     "sum": Sum,
@@ -391,8 +443,9 @@ FUSIONS = {
     "cross_attention": CrossAttention,
     "co_attention": CoAttention,
     "merged": Merged,
+    "mac": Mac,
 }
-LOOKS = (CrossAttention, CoAttention)  # those that say where
+LOOKS = (CrossAttention, CoAttention, Mac)  # those that say where
 
 
 def build(spec: Mapping[str, Any], what: str, **more: Any) -> nn.Module:

@@ -18,6 +18,7 @@ FIELDS = {
     "mfb": {"features": D, "rank": 3, "dropout": 0.0},
     "mutan": {"features": D, "rank": 3, "hidden": 5},
     "film": {"features": D, "blocks": 2},
+    "mac": {"features": D, "steps": 2},
     **{name: {"features": D} for name in ("sum", "multiplicative_gate", "additive_gate")},
     **{
         name: {"features": D, "layers": 2, "heads": HEADS}
@@ -189,9 +190,28 @@ def merged(p, xs):
     return norm(p["norm"], x[0]), None
 
 
+def elu(x):
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def mac(p, xs):
+    first, *others = common(p, xs)
+    words = np.concatenate([np.float64(p["word"])[None], *others])
+    control, memory = np.float64(p["control0"]), np.float64(p["memory0"])
+    question = np.tanh(dense(p["question"], words.mean(0)))
+    for i in (1, 2):
+        ask = dense(p["control"], np.concatenate([control, dense(p[f"question{i}"], question)]))
+        control = softmax(dense(p["word_score"], ask * words)[:, 0]) @ words
+        met = dense(p["memory"], memory) * dense(p["known"], first)
+        met = elu(control * elu(dense(p["relate"], np.concatenate([met, first], axis=1))))
+        weights = softmax(dense(p["place_score"], met)[:, 0])
+        memory = dense(p["write"], np.concatenate([weights @ first, memory]))
+    return np.concatenate([question, memory]), weights
+
+
 PLAIN = {"sum": plain_sum} | {
     f.__name__: f
-    for f in (concatenation, multiplicative_gate, additive_gate, mfb, mutan, film, cross_attention, co_attention, merged)
+    for f in (concatenation, multiplicative_gate, additive_gate, mfb, mutan, film, cross_attention, co_attention, merged, mac)
 }  # fmt: skip
 NAMES = sorted(fusion.FUSIONS)
 
