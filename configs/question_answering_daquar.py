@@ -28,24 +28,24 @@ BASELINES = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), path (of the JSON lines), fold (0 to 4, which is held out), fusion, level, modalities
-    (image, question or both with a plus), image (weights or a run that starts the image tower, such as that of
-    configs/dual_encoder_flickr8k.py), steps, batch_size."""
+    """Arguments: tiny (seconds, for tests), path (of the JSON lines), fold (0 to 4, which is held out), fusion (by default
+    that of configs/question_answering_scenes.py), level, modalities (image, question or both with a plus), image (weights or
+    a run that starts the image tower, such as that of configs/dual_encoder_flickr8k.py), steps, batch_size."""
     arg = parse_arg(
         arg,
         tiny=False,
         path="../shared/data/daquar_112/qa.jsonl",
         fold=0,
-        fusion="cross_attention",
+        fusion="",
         level="early",
         modalities="image+question",
         image="",
         steps=1500,
         batch_size=64,
     )
-    tiny = "tiny," if arg.tiny else ""
+    first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
     config = sibling(__file__, "question_answering_scenes")(
-        f"{tiny}fusion={arg.fusion},level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
+        f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
     )
     size = (36, 48) if arg.tiny else (72, 96)
 

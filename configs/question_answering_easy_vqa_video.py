@@ -23,21 +23,21 @@ BASELINES = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), path (of the Parquet file), fusion, level, modalities (video, question or both with a
-    plus), steps, batch_size."""
+    """Arguments: tiny (seconds, for tests), path (of the Parquet file), fusion (by default that of
+    configs/question_answering_clips.py), level, modalities (video, question or both with a plus), steps, batch_size."""
     arg = parse_arg(
         arg,
         tiny=False,
         path="../shared/data/easy_vqa_video/data.parquet",
-        fusion="cross_attention",
+        fusion="",
         level="early",
         modalities="video+question",
         steps=2000,
         batch_size=64,
     )
-    tiny = "tiny," if arg.tiny else ""
+    first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
     config = sibling(__file__, "question_answering_clips")(
-        f"{tiny}fusion={arg.fusion},level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
+        f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
     )
 
     def questions(part):

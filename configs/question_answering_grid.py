@@ -28,23 +28,24 @@ BASELINES = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), path (of the JSON lines), fold (0 to 7, which is held out), view (mouth or video),
-    fusion, level, modalities (video, question or both with a plus), steps, batch_size."""
+    """Arguments: tiny (seconds, for tests), path (of the JSON lines), fold (0 to 7, which is held out), view (mouth or
+    video), fusion (by default that of configs/question_answering_clips.py), level, modalities (video, question or both with a
+    plus), steps, batch_size."""
     arg = parse_arg(
         arg,
         tiny=False,
         path="../shared/data/grid_s1/data.jsonl",
         fold=0,
         view="mouth",
-        fusion="cross_attention",
+        fusion="",
         level="early",
         modalities="video+question",
         steps=600,
         batch_size=32,
     )
-    tiny = "tiny," if arg.tiny else ""
+    first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
     config = sibling(__file__, "question_answering_clips")(
-        f"{tiny}fusion={arg.fusion},level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
+        f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
     )
     sheet = registry.choose(VIEWS, arg.view, "view")
 

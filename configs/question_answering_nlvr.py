@@ -28,22 +28,22 @@ BASELINES = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), path (of the Parquet file), fold (0 to 9, which is held out), fusion, level,
-    modalities (image, question or both with a plus), steps, batch_size."""
+    """Arguments: tiny (seconds, for tests), path (of the Parquet file), fold (0 to 9, which is held out), fusion (by default
+    that of configs/question_answering_scenes.py), level, modalities (image, question or both with a plus), steps, batch_size."""
     arg = parse_arg(
         arg,
         tiny=False,
         path="../shared/data/nlvr_dev/data.parquet",
         fold=0,
-        fusion="cross_attention",
+        fusion="",
         level="early",
         modalities="image+question",
         steps=800,
         batch_size=64,
     )
-    tiny = "tiny," if arg.tiny else ""
+    first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
     config = sibling(__file__, "question_answering_scenes")(
-        f"{tiny}fusion={arg.fusion},level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
+        f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
     )
     size = (16, 64) if arg.tiny else (32, 128)
 
@@ -53,6 +53,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     with config.unlocked():
         model = config.task.model
         model.towers.question.max_len = MAX_LEN
+        # The smallest shapes have three pixels: no coarser grid than 4 x 16.
+        model.towers.image.widths = model.towers.image.widths[:3]
         model.dropout, model.modality_dropout = 0.5, 0.1
         config.optimizer.weight_decay = 0.05
         config.data.source = statements("but")

@@ -27,13 +27,14 @@ BASELINES = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), path (of the folder), fusion, level, modalities (image, question or both with a
-    plus), init_from (a run of configs/question_answering_scenes.py), steps, batch_size, learning_rate."""
+    """Arguments: tiny (seconds, for tests), path (of the folder), fusion (by default that of
+    configs/question_answering_scenes.py), level, modalities (image, question or both with a plus), init_from (a run of
+    configs/question_answering_scenes.py), steps, batch_size, learning_rate."""
     arg = parse_arg(
         arg,
         tiny=False,
         path="../shared/data/shapes_vqa",
-        fusion="cross_attention",
+        fusion="",
         level="early",
         modalities="image+question",
         init_from="",
@@ -41,9 +42,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         batch_size=64,
         learning_rate=5e-4,
     )
-    tiny = "tiny," if arg.tiny else ""
+    first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
     config = sibling(__file__, "question_answering_scenes")(
-        f"{tiny}fusion={arg.fusion},level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size},"
+        f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size},"
         f"learning_rate={arg.learning_rate}"
     )
 
