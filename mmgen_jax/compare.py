@@ -54,6 +54,7 @@ def compare(
     workdir: str | Path,
     *,
     seeds: int = 3,
+    over: str = "",
     metrics: Sequence[str] = (),
     changes: Sequence[str] = (),
     console: Console | None = None,
@@ -70,6 +71,8 @@ def compare(
       vary: "NAME=VALUE,VALUE", an argument of the config and its values.
       workdir: gets the results, and a folder ROW/seed_N for each run.
       seeds: how many; these are 0, 1, ...
+      over: an argument of the config, such as "fold", that is 0, 1, ... as the seed is: so many folds of a cross-validation, of
+        which each run holds another one out.
       metrics: "test/accuracy", of what the runs log; default the score that the config's checkpoint.best names.
       changes: "--config.KEY=VALUE", of all runs.
       console: where to print.
@@ -83,12 +86,13 @@ def compare(
       Interrupted: Ctrl-C; what was running has saved, and the same call goes on.
     """
     console, workdir = console or Console(), Path(workdir)
-    runs = plan(config, vary, workdir, seeds=seeds, changes=changes)
+    runs = plan(config, vary, workdir, seeds=seeds, over=over, changes=changes)
     metrics = _metrics(runs[0].config, metrics)
     for run in runs:
         _check_workdir(run)
     command = ["python", "scripts/compare.py", "--config", config, *changes, "--vary", vary]
-    command += ["--seeds", str(seeds), "--metric", *metrics, "--workdir", str(workdir)]
+    command += ["--seeds", str(seeds), *(["--over", over] if over else [])]
+    command += ["--metric", *metrics, "--workdir", str(workdir)]
     outcomes: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     took: list[float] = []
@@ -108,7 +112,9 @@ def compare(
     return results
 
 
-def plan(config: str, vary: str, workdir: Path, *, seeds: int = 3, changes: Sequence[str] = ()) -> list[Run]:
+def plan(
+    config: str, vary: str, workdir: Path, *, seeds: int = 3, over: str = "", changes: Sequence[str] = ()
+) -> list[Run]:
     """All runs of a comparison: the first seed of every row, then the second, so that what is there can be compared early.
 
     A value that is a baseline already is one row, not two. For the arguments, and what it raises, see `compare`.
@@ -124,6 +130,8 @@ def plan(config: str, vary: str, workdir: Path, *, seeds: int = 3, changes: Sequ
     for change in changes:
         if change.startswith("--config.seed="):
             raise ValueError(f"{change}: a comparison runs over seeds itself; say with --seeds how many.")
+    if over == name:
+        raise ValueError(f"--vary and --over both say {name}: it is compared, or counts with the seeds.")
     config_of(config, changes)  # a mistake in what all share shows first
     baselines = runpy.run_path(file).get("BASELINES", {})
     asked = {**baselines, **{f"{name}={value}": f"{name}={value}" for value in values.split(",")}}
@@ -139,7 +147,8 @@ def plan(config: str, vary: str, workdir: Path, *, seeds: int = 3, changes: Sequ
             label = row + (f" ({', '.join(others)})" if others else "")
             # Not of the whole label: which values are asked for beside a baseline may change.
             folder = workdir / re.sub(r"[^\w=.+-]+", "_", row) / f"seed_{seed}"
-            flags, whole = ["--config", text, *every], config_of(text, every)
+            part = f"{text}{',' if ':' in text else ':'}{over}={seed}" if over else text
+            flags, whole = ["--config", part, *every], config_of(part, every)
             runs.append(Run(label, row in baselines, seed, flags, whole, folder))
     if len({run.workdir for run in runs}) < len(runs):
         raise ValueError(f"Two of the rows {', '.join(asked)} would share a folder: name them less alike.")
@@ -170,8 +179,9 @@ def summary(
 
     Returns:
       {"command", "runs" (how many there will be), "seeds", "metrics", "reference" (the row that differences are to), "date",
-      "machines", "rows": [{"name", "baseline", "arguments", "minutes" (mean of a run), "runs": [...], "scores": {metric: {"n",
-      "mean", "interval", "difference", "difference_interval"}}}]}. Differences are of runs with the same seed.
+      "machines", "rows": [{"name", "baseline", "arguments" (of its first run), "minutes" (mean of a run), "runs": [...],
+      "scores": {metric: {"n", "mean", "interval", "difference", "difference_interval"}}}]}. Differences are of runs with the same
+      seed.
     """
     by_row: dict[str, list[Mapping[str, Any]]] = {run.row: [] for run in runs}
     for run, outcome in zip(runs, outcomes, strict=False):

@@ -17,7 +17,7 @@ import ml_collections
 
 from mmgen_jax.core import flops, hlo, parallel, registry, sharding
 from mmgen_jax.core.optimizer import path_name
-from mmgen_jax.data import text
+from mmgen_jax.data import text, transforms
 from mmgen_jax.data.answers import Answers
 from mmgen_jax.data.pipeline import ANSWERS, TOKENIZER
 from mmgen_jax.experiment import Experiment
@@ -221,7 +221,9 @@ def stand_in(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same config where its data is absent: drawn scenes go through the same transforms, and so have the same shapes."""
     config, scenes = config.copy_and_resolve_references(), dict(STAND_IN)
     if "answers" in config.data:
-        scenes = {"name": "scene_questions", "size": STAND_IN["size"], "length": STAND_IN["length"]}
+        clips = "frames" in transforms.names(config.data.transforms)
+        kind = {"name": "clip_questions", "frames": 32} if clips else {"name": "scene_questions"}
+        scenes = {**kind, "size": STAND_IN["size"], "length": STAND_IN["length"]}
     with config.unlocked():
         if config.task.get("model", {}).get("labels", 1) > 1:
             scenes["cells"], config.task.model.labels = True, 27

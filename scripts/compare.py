@@ -34,6 +34,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--vary", required=True, metavar="NAME=VALUE,VALUE", help="its argument to compare")
     parser.add_argument("--workdir", required=True, type=Path, help="gets the results and the runs")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on; default 3")
+    parser.add_argument("--over", default="", metavar="NAME", help="an argument that counts with the seeds: --over fold "
+                        "--seeds 10 holds another tenth out in each run")  # fmt: skip
     parser.add_argument(
         "--metric", nargs="+", default=(), help="of metrics.jsonl, such as test/top1; default checkpoint.best"
     )
@@ -53,7 +55,13 @@ def main(args: argparse.Namespace, changes: list[str]) -> int:
     # A scheduler's end is as good as Ctrl-C: the run saves.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = compare(
-        args.config, args.vary, args.workdir, seeds=args.seeds, metrics=args.metric, changes=changes
+        args.config,
+        args.vary,
+        args.workdir,
+        seeds=args.seeds,
+        over=args.over,
+        metrics=args.metric,
+        changes=changes,
     )
     return int(any("failed" in run for row in results["rows"] for run in row["runs"]))
 

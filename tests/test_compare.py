@@ -26,9 +26,9 @@ from mmgen_jax.core.config import parse_arg
 BASELINES = {"image alone": "fusion=image", "concatenation": "fusion=concat"}
 
 def get_config(arg=None):
-    arg = parse_arg(arg, fusion="concat", steps=10, seconds=0.0)
+    arg = parse_arg(arg, fusion="concat", steps=10, seconds=0.0, fold=0)
     return ConfigDict(dict(seed=0, steps=arg.steps, task=dict(fusion=arg.fusion, seconds=arg.seconds), checkpoint=dict(every=5),
-                           evals=dict(test=dict(name="classification"))))
+                           evals=dict(test=dict(name="classification", fold=arg.fold))))
 """
 
 # Trains nothing: the accuracy is a function of the config. It leaves what a run leaves, and counts how often it was started.
@@ -36,14 +36,14 @@ STUB = """
 import json, os, signal, sys, time
 from pathlib import Path
 text, more = sys.argv[2], [flag[2:].split("=") for flag in sys.argv if flag.startswith("--config.")]
-values = dict(fusion="concat", steps=10, seconds=0.0, seed=0)
+values = dict(fusion="concat", steps=10, seconds=0.0, seed=0, fold=0)
 for name, value in [part.split("=") for part in text.partition(":")[2].split(",") if part] + more:
     name = name.removeprefix("config.")
     values[name] = value if name == "fusion" else type(values[name])(value)
 fusion, seconds, seed = values["fusion"], values["seconds"], values["seed"]
 workdir = Path(sys.argv[sys.argv.index("--workdir") + 1])
 config = dict(seed=seed, steps=values["steps"], task=dict(fusion=fusion, seconds=seconds), checkpoint=dict(every=5),
-              evals=dict(test=dict(name="classification")))
+              evals=dict(test=dict(name="classification", fold=values["fold"])))
 (workdir / "config.json").write_text(json.dumps(config))
 with (workdir / "starts").open("a") as log:
     print(*sys.argv[1:], file=log)
@@ -152,6 +152,21 @@ def test_it_goes_on_with_what_is_missing(config, tmp_path):
     again = {name for name in after if after[name] != before.get(name)}
     assert again == {"image_alone/seed_2", "concatenation/seed_2", "fusion=film/seed_1", "fusion=film/seed_2"}
     assert [len(row["runs"]) for row in results["rows"]] == [3, 3, 3]
+
+
+def test_folds_count_with_the_seeds(config, tmp_path):
+    for given in (config, f"{config}:steps=10"):
+        runs = compare.plan(given, "fusion=film", tmp_path, over="fold")
+        assert [(run.seed, run.config.seed, run.config.evals.test.fold) for run in runs] == [
+            (k, k, k) for k in (0, 0, 0, 1, 1, 1, 2, 2, 2)
+        ]
+        assert runs[5].flags[1].endswith("fusion=film,fold=1") and runs[5].row == "fusion=film"
+    results, _ = run(config, tmp_path, vary="fusion=concat", over="fold", seeds=2)
+    assert "--seeds 2 --over fold --metric" in results["command"]
+    with pytest.raises(ValueError, match="--vary and --over both say fold"):
+        run(config, tmp_path, vary="fold=1", over="fold")
+    with pytest.raises(ValueError, match=r'Unknown config argument "flod"'):
+        run(config, tmp_path, over="flod")
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(config, tmp_path, script):

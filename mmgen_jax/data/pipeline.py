@@ -26,6 +26,7 @@ class Pipeline:
       batch_size: N, over all processes.
       tokenizer: which to train on the source's captions or questions, see data/text.py; "examples" limits how many are read.
       answers: {"size": 3129}: make a vocabulary of the source's answers, see data/answers.py; "examples" as above. None has none.
+      words_from: a run of ours whose tokenizer and answers to take instead, as a start from its weights wants; "" makes new ones.
       shuffle, threads: see data/loader.py.
       max_broken: training stops when a larger share of the examples than this is broken.
       workdir: its tokenizer.json and answers.json are read where they are, and it gets quarantine.jsonl; None has neither.
@@ -45,6 +46,7 @@ class Pipeline:
         batch_size: int,
         tokenizer: Mapping[str, Any],
         answers: Mapping[str, Any] | None = None,
+        words_from: str = "",
         shuffle: bool = True,
         threads: int = 2,
         max_broken: float = 0.05,
@@ -56,6 +58,7 @@ class Pipeline:
         self.batch_size, self.seed, self.process, self.workdir = batch_size, seed, process, workdir
         self._shuffle, self._threads, self._max_broken = shuffle, threads, max_broken
         self._spec, self._finished = dict(source), finished
+        self._words_from = Path(words_from) if words_from else None
         self.tokenizer = self._tokenizer(dict(tokenizer))
         self.answers = None if answers is None else self._answers(dict(answers))
         self.context = {
@@ -69,10 +72,16 @@ class Pipeline:
         """The training examples."""
         return sources.make(self._spec)
 
+    def _kept(self, name: str) -> Path | None:
+        """The workdir's own file where it is, or else that of the run whose words these are to be."""
+        if self.workdir and (self.workdir / name).exists():
+            return self.workdir / name
+        return self._words_from and self._words_from / name
+
     def _tokenizer(self, spec: dict[str, Any]) -> Any:
-        """Read the workdir's tokenizer; without one, train it on what is said. Every process trains the same one."""
-        path = self.workdir / TOKENIZER if self.workdir else None
-        if path and path.exists():
+        """Read the tokenizer that is kept; without one, train it on what is said. Every process trains the same one."""
+        path = self._kept(TOKENIZER)
+        if path:
             return text.load(path)
         examples = min(spec.pop("examples", len(self.source)), len(self.source))
         if not (examples and _said(self.source, 0)):
@@ -80,9 +89,9 @@ class Pipeline:
         return text.train(spec, (said for i in range(examples) for said in _said(self.source, i)))
 
     def _answers(self, spec: dict[str, Any]) -> answers_lib.Answers:
-        """Read the workdir's vocabulary of answers; without one, make it of what most annotators say of each question."""
-        path = self.workdir / ANSWERS if self.workdir else None
-        if path and path.exists():
+        """Read the vocabulary of answers that is kept; without one, make it of what most annotators say of each question."""
+        path = self._kept(ANSWERS)
+        if path:
             return answers_lib.load(path)
         if not hasattr(self.source, "answers"):
             raise ValueError(

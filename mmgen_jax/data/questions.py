@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmgen_jax.data import pictures
 from mmgen_jax.data.answers import answer_type, most_said
 from mmgen_jax.data.pairs import (
     Files,
@@ -24,6 +25,7 @@ from mmgen_jax.data.pairs import (
     read_json,
     read_lines,
 )
+from mmgen_jax.data.quarantine import BrokenExample
 
 
 class Question(NamedTuple):
@@ -196,7 +198,8 @@ def daquar(
 ) -> Questions:
     """DAQUAR (Malinowski & Fritz, 2014, arXiv:1410.0210): the original text file, or JSON lines.
 
-    An answer of several things, "book, scissor", is one answer.
+    An answer of several things, "book, scissor", is one answer. The photographs "image3", "image4", ... are numbered room by
+    room, so those of consecutive numbers are of the same part, see `sources.Part`.
 
     Args:
       path: qa.894.raw.train.txt and the like, a question's line before its answer's; or JSON lines with the keys image,
@@ -232,6 +235,8 @@ def daquar(
             rows.append(Question(match[2] + suffix, f"{match[1]} ?", [said], where=f"line {number}"))
     if single:
         rows = [row for row in rows if not any("," in str(said) for said in row.answers)]
+    rooms = _rooms({str(row.image) for row in rows})
+    rows = [row._replace(group=rooms.get(str(row.image), "")) for row in rows]
     return _on_disk(rows, images or str(file.parent), file, problems)
 
 
@@ -376,7 +381,8 @@ def nlvr(
 ) -> Questions:
     """NLVR (Suhr et al., 2017): a statement about three boxes of shapes, to be answered "true" or "false".
 
-    Parts of it (see `sources.Part`) have different statements.
+    Parts of it (see `sources.Part`) share neither a statement nor a picture: what has the same words, or the same three boxes in
+    whatever order, is of one group.
 
     Args:
       path: its dev.json, JSON lines; or a Parquet file with the columns image (bytes), name, sentence, label (bool) and split.
@@ -390,23 +396,27 @@ def nlvr(
     more = {"type": "statement", "answer_type": "true/false"}
     if file.suffix == ".parquet":
         table = _table(file, ("image", "name", "sentence", "label", "split"), split)
+        groups = _together(table["sentence"], map(_boxes, table["image"]))
         rows = [
-            Question(k, text, _label(label), group=text, where=f"row {k} ({name})", **more)
-            for k, (name, text, label) in enumerate(
-                zip(table["name"], table["sentence"], table["label"], strict=True)
+            Question(k, text, _label(label), group=group, where=f"row {k} ({name})", **more)
+            for k, (name, text, label, group) in enumerate(
+                zip(table["name"], table["sentence"], table["label"], groups, strict=True)
             )
         ]
         return _in_memory(rows, table["image"], list(map(str, table["name"])), file, problems)
     check_split(file, split, ())
-    rows = []
-    for number, row in json_lines(file):
+    rows, entries = [], list(json_lines(file))
+    for number, row in entries:
         for key in ("identifier", "sentence", "label", "directory"):
             if key not in row:
                 raise ValueError(f'{file}, line {number}: no "{key}".')
-        text, said = row["sentence"], _label(row["label"])
+    drawn = [sorted(map(repr, _list(row.get("structured_rep")))) or row["identifier"] for _, row in entries]
+    groups = _together([row["sentence"] for _, row in entries], map(repr, drawn))
+    for (number, row), group in zip(entries, groups, strict=True):
         for order in range(orders):
             image = f"{row['directory']}/{file.stem}-{row['identifier']}-{order}.png"
-            rows.append(Question(image, text, said, group=text, where=f"line {number}", **more))
+            asked = row["sentence"], _label(row["label"])
+            rows.append(Question(image, *asked, group=group, where=f"line {number}", **more))
     return _on_disk(rows, images or str(file.parent / "images"), file, problems)
 
 
@@ -424,6 +434,45 @@ def _label(value: Any) -> list[str]:
     """The answer to a statement that is true or false, of either form in which files have it."""
     text = str(value).lower()
     return [text] if text in ("true", "false") else []
+
+
+def _rooms(images: Iterable[str]) -> dict[str, str]:
+    """{"image4.png": "image3"}: the first of the consecutive numbers to which each belongs; images without number have none."""
+    numbers = {image: int(match[1]) for image in images if (match := re.search(r"image(\d+)\.\w+$", image))}
+    there, begins = set(numbers.values()), {}
+    for number in sorted(there):
+        begins[number] = begins[number - 1] if number - 1 in there else number
+    return {image: f"image{begins[number]}" for image, number in numbers.items()}
+
+
+def _boxes(image: Any) -> Any:
+    """What NLVR's pictures of the same three boxes have in common, in whatever order: 100 pixels wide, with 50 between them."""
+    try:
+        pixels = np.asarray(pictures.decode(image, 2**20))
+    except BrokenExample:
+        return repr(image)  # whoever reads it says what is wrong with it
+    return tuple(sorted(pixels[:, left : left + 100].tobytes() for left in (0, 150, 300)))
+
+
+def _together(texts: Sequence[Any], images: Iterable[Any]) -> list[str]:
+    """A group for each pair of a text and an image; pairs that share either, or are linked so through others, share it.
+
+    Case and punctuation make no other text. A group is called as its first text.
+    """
+    first: dict[Any, int] = {}  # what is shared -> the first that has it
+    parent = list(range(len(texts)))
+
+    def root(k: int) -> int:
+        while parent[k] != k:
+            k = parent[k]
+        return k
+
+    words = [" ".join(re.findall(r"\w+", str(text).lower())) for text in texts]
+    for k, shared in enumerate(zip(words, images, strict=True)):
+        for thing in enumerate(shared):
+            a, b = sorted((root(first.setdefault(thing, k)), root(k)))
+            parent[b] = a
+    return [words[root(k)] for k in range(len(texts))]
 
 
 def _number(entry: dict[str, Any], file: Path) -> int | str:

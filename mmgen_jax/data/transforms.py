@@ -27,6 +27,7 @@ __all__ = ["BrokenExample", "Transform", "names", "parse"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
+_OTHER = {"left": "right", "right": "left"}
 
 
 def decode(max_pixels: int = 2**26) -> Transform:
@@ -124,8 +125,14 @@ def random_resized_crop(
     return transform
 
 
-def flip(probability: float = 0.5) -> Transform:
-    """Mirror the image left to right, unless a caption, the question or an answer speaks of left or right."""
+def flip(probability: float = 0.5, swap: bool = False) -> Transform:
+    """Mirror the image left to right, unless a caption, the question or an answer speaks of left or right.
+
+    Args:
+      probability: of mirroring.
+      swap: mirror those too, and exchange the words "left" and "right" in what is said (then in lower case), also at the
+        beginning of a word, as in "leftmost". For data where they mean nothing but sides.
+    """
     if not 0 <= probability <= 1:
         raise ValueError(f"flip needs a probability between 0 and 1, not {probability}.")
 
@@ -137,8 +144,10 @@ def flip(probability: float = 0.5) -> Transform:
             )
         # The number is drawn in either case, so that a caption never changes the augmentations that follow.
         chosen = rng.random() < probability
-        if not chosen or any(map(_SIDES.search, said)):
+        if not chosen or (not swap and any(map(_SIDES.search, said))):
             return example
+        if swap:
+            example = {**example, **_swapped(example)}
         image = example["image"]
         if isinstance(image, np.ndarray):
             return {**example, "image": image[:, ::-1]}
@@ -492,12 +501,24 @@ def _on_frames(transform: Transform) -> Transform:
             raise ValueError("The video is still encoded: begin the pipeline with frames(count=...).")
         seed = int(rng.integers(2**63))
         done = [
-            transform({**example, "image": frame}, np.random.default_rng(seed))["image"]
-            for frame in example["video"]
+            transform({**example, "image": frame}, np.random.default_rng(seed)) for frame in example["video"]
         ]
-        return {**example, "video": np.stack([np.asarray(frame) for frame in done])}
+        rest = {
+            key: value for key, value in done[0].items() if key != "image"
+        }  # what is said may have changed
+        return {**rest, "video": np.stack([np.asarray(one["image"]) for one in done])}
 
     return apply
+
+
+def _swapped(example: Example) -> Example:
+    """What is said of an example, with the sides exchanged."""
+
+    def other(text: str) -> str:
+        return _SIDES.sub(lambda match: _OTHER[match[0].lower()], text)
+
+    lists = {key: [other(text) for text in example[key]] for key in ("captions", "answers") if key in example}
+    return {**lists, "question": other(example["question"])} if "question" in example else lists
 
 
 def _seen(example: Example) -> Example:

@@ -133,8 +133,9 @@ class Answers(Evaluator):
         return rows
 
     def signature(self, **how: Any) -> str:
-        split = self.spec.get("split", self.spec["name"])
-        return vqa.signature(n=len(self._values), multiple_choice=self._multiple_choice, split=split, **how)
+        return vqa.signature(
+            n=len(self._values), multiple_choice=self._multiple_choice, split=self.split, **how
+        )
 
     def write(self, path: Path) -> None:
         """The answers as JSON lines: index, question, answer, its probability, the annotators' answers, score."""

@@ -66,6 +66,12 @@ class Evaluator:
         """The data set; opened when it is first asked for, since what else a run can do needs none."""
         return sources.make(self.spec)
 
+    @property
+    def split(self) -> str:
+        """What is scored, in words: the source's split, or its name where there is none, and the part of it."""
+        split = self.spec.get("split") or self.spec["name"]
+        return f"{split}, {self.spec['part']}" if self.spec.get("part") else split
+
     def run(self, predict: Predict, figure: Path) -> dict[str, float]:
         """Score the data set; a picture, if there is one to make, goes to `figure` (on every process: let the first draw)."""
         raise NotImplementedError
@@ -98,7 +104,7 @@ class Evaluator:
             self.transforms,
             self.batch_size,
             process=self.pipeline.process,
-            quarantine=self.pipeline.quarantine(self.source, self.spec.get("split") or self.spec["name"]),
+            quarantine=self.pipeline.quarantine(self.source, self.split),
         ):
             output, given = predict(name, batch)
             keep = given["mask"] > 0
@@ -165,9 +171,8 @@ class Classification(Labelled):
         return rows
 
     def signature(self, **how: Any) -> str:
-        split = self.spec.get("split", self.spec["name"])
         counts = {"classes": len(self.source.classes), "n": len(self._label)}
-        return sign(self.kind, **self.how(), **counts, split=split, **how)
+        return sign(self.kind, **self.how(), **counts, split=self.split, **how)
 
     def write(self, path: Path) -> None:
         """The answers as JSON lines (index, label, predicted), and beside them scikit-learn's report as text."""
@@ -271,13 +276,12 @@ class Generator(Evaluator):
         return [self.pipeline.tokenizer.decode(row) for row in tokens[:, 0]]
 
     def batches(self, source: sources.Source, what: str) -> Iterator[dict[str, np.ndarray]]:
-        split = self.spec.get("split") or self.spec["name"]
         return loader(
             source,
             self.transforms,
             self.batch_size,
             process=self.pipeline.process,
-            quarantine=self.pipeline.quarantine(source, f"{split} ({what})"),
+            quarantine=self.pipeline.quarantine(source, f"{self.split} ({what})"),
         )
 
 

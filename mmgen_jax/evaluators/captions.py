@@ -123,8 +123,9 @@ class Captions(Evaluator):
         return rows
 
     def signature(self, **how: Any) -> str:
-        split = self.spec.get("split", self.spec["name"])
-        return scores_lib.signature(**how, split=split, n=len(self.hypotheses), refs=len(self.references[0]))
+        return scores_lib.signature(
+            **how, split=self.split, n=len(self.hypotheses), refs=len(self.references[0])
+        )
 
     def write(self, path: Path) -> None:
         """The captions as JSON lines: index, caption, log_prob, references, and true where that is known."""

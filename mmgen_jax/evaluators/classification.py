@@ -74,9 +74,8 @@ class SeveralLabels(base.Evaluator):
         return rows
 
     def signature(self, **how: Any) -> str:
-        split = self.spec.get("split", self.spec["name"])
         images, labels = self._label.shape
-        return sign("classification", labels=labels, n=images, split=split, **how)
+        return sign("classification", labels=labels, n=images, split=self.split, **how)
 
     def write(self, path: Path) -> None:
         """The answers as JSON lines: index, label, predicted."""

@@ -302,11 +302,10 @@ class Images(Generator):
         return best
 
     def signature(self, **how: Any) -> str:
-        split = self.spec.get("split", self.spec["name"])
         n, real = (len(next(iter(part.values()))) for part in (self._fake, self._real))
         kind = "+".join(self._scores)
         return scores_lib.signature(
-            kind, **self._how, n=n, real=real, seed=self.pipeline.seed, split=split, **how
+            kind, **self._how, n=n, real=real, seed=self.pipeline.seed, split=self.split, **how
         )
 
 

@@ -74,9 +74,8 @@ class KeyFrames(Evaluator):
         )
 
     def signature(self, **how: Any) -> str:
-        split = self.spec.get("split", self.spec["name"])
         return sign(
-            "key_frames", **self._how, tolerance=self._tolerance, n=len(self._chosen), split=split, **how
+            "key_frames", **self._how, tolerance=self._tolerance, n=len(self._chosen), split=self.split, **how
         )
 
     def write(self, path: Path) -> None:

@@ -119,9 +119,8 @@ class Reading(Generator):
         return rows
 
     def signature(self, **how: Any) -> str:
-        split = self.spec.get("split", self.spec["name"])
         numbers = {"n": len(self.records), "seed": self.pipeline.seed}
-        return sign("reading", judge=self._judge, weights=self._weights, **numbers, split=split, **how)
+        return sign("reading", judge=self._judge, weights=self._weights, **numbers, split=self.split, **how)
 
     def write(self, path: Path) -> None:
         """What was asked for and seen as JSON lines; beside them as text a table of the classes, or of what captions mention."""

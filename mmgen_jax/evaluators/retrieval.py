@@ -135,10 +135,9 @@ class Retrieval(Evaluator):
         return rows
 
     def signature(self, **how: Any) -> str:
-        split = self.spec.get("split", self.spec["name"])
         texts = sum(len(gallery.text) for gallery in self.galleries)
         images = sum(len(gallery.image) for gallery in self.galleries)
-        return scores_lib.signature(images=images, texts=texts, folds=self._folds, split=split, **how)
+        return scores_lib.signature(images=images, texts=texts, folds=self._folds, split=self.split, **how)
 
     def write(self, path: Path) -> None:
         """JSON lines, one an image: its index and rank, the texts that it found, and its own texts with what they found."""

@@ -121,6 +121,25 @@ def test_the_answers_are_kept(tmp_path):
     assert "answers" not in make().context and make().answers is None
 
 
+def test_words_and_answers_of_another_run(tmp_path):
+    other = Pipeline(**QUESTIONS)
+    run, workdir = tmp_path / "other", tmp_path / "own"
+    run.mkdir()
+    workdir.mkdir()
+    other.tokenizer.save(run / "tokenizer.json")
+    with pytest.raises(FileNotFoundError, match=r"No answers at .*other"):
+        Pipeline(**QUESTIONS, words_from=str(run))
+    other.answers.save(run / ANSWERS)
+    few = {**QUESTIONS, "tokenizer": {"name": "bytes"}, "answers": {"size": 1}, "words_from": str(run)}
+    taken = Pipeline(**few, workdir=workdir)
+    assert taken.tokenizer.fingerprint == other.tokenizer.fingerprint
+    assert taken.answers.words == other.answers.words
+    taken.tokenizer.save(workdir / "tokenizer.json")
+    taken.answers.save(workdir / ANSWERS)
+    # A run that goes on has its own.
+    Pipeline(**{**few, "words_from": str(tmp_path / "gone")}, workdir=workdir)
+
+
 def test_mistakes_about_answers():
     with pytest.raises(
         ValueError, match=r'the source "scenes" has none\. Take one of questions, such as scene_questions'

@@ -195,6 +195,18 @@ def test_daquar_text(tmp_path):
         sources.make(spec)
 
 
+def test_daquar_keeps_rooms_together(tmp_path):
+    numbers = (9, 3, 4, 5, 10, 12)
+    names = [f"images/image{number}.jpg" for number in numbers]
+    images(tmp_path, *names, "images/hall.jpg")
+    rows = [
+        {"image": name, "question": "what is it ?", "answer": "box"} for name in [*names, "images/hall.jpg"]
+    ]
+    source = sources.make({"name": "daquar", "path": write(tmp_path / "qa.jsonl", lines(*rows))})
+    found = [source.group(i) for i in range(7)]
+    assert found == ["image9", "image3", "image3", "image3", "image9", "image12", "images/hall.jpg"]
+
+
 def test_daquar_json_lines(tmp_path):
     images(tmp_path / "images", "image3.jpg")
     row = {
@@ -365,13 +377,45 @@ def test_nlvr(tmp_path):
         for number, said_ in ((12, "true"), (13, "false"))
         for k in range(2)
     ]
-    assert {source.group(i) for i in range(4)} == {"There is a box"}
+    assert {source.group(i) for i in range(4)} == {"there is a box"}
     with pytest.raises(ValueError, match=r"question without image: 8 \(line 1 \(3/dev-12-0-2\.png\)"):
         sources.make({**spec, "orders": 6})
     table = {"image": [image()], "name": ["a.png"], "sentence": ["A box"], "label": [False]}
     pq.write_table(pa.table(table), tmp_path / "data.parquet")
     spec = {"name": "nlvr", "path": str(tmp_path / "data.parquet")}
     assert said(sources.make(spec)) == [("A box", ["false"], "statement", "true/false", "a.png")]
+
+
+def test_nlvr_s_groups_share_no_statement_and_no_picture(tmp_path):
+    """What has the same words, or the same boxes in any order, belongs together, and so does what these link."""
+    a, b, c, d = (np.full((4, 100, 3), value, np.uint8) for value in (0, 60, 120, 180))
+
+    def boxes(*three):
+        gap = np.full((4, 50, 3), 255, np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(np.concatenate([three[0], gap, three[1], gap, three[2]], axis=1)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    rows = [
+        ("A box.", boxes(a, b, c)),
+        ("two  towers", boxes(c, a, b)),
+        ("Two towers!", boxes(d, d, a)),
+        ("a box", boxes(d, d, b)),
+        ("A tower", boxes(d, a, a)),
+        ("a tower", boxes(d, b, a)),
+        ("four", boxes(d, a, b)),
+    ]
+    table = {"image": [x for _, x in rows], "name": list("abcdefg"), "sentence": [text for text, _ in rows]}
+    pq.write_table(pa.table({**table, "label": [True] * 7}), tmp_path / "data.parquet")
+    source = sources.make({"name": "nlvr", "path": str(tmp_path / "data.parquet")})
+    assert [source.group(i) for i in range(7)] == ["a box"] * 4 + ["a tower"] * 3
+    base = {"label": "true", "directory": "3"}
+    drawn = [{**base, "identifier": f"{k}-0", "sentence": str(k), "structured_rep": r} for k, r in enumerate(
+        ([[{"x": 1}], [], []], [[], [], [{"x": 1}]], [[{"x": 2}], [], []])
+    )]  # fmt: skip
+    images(tmp_path / "images" / "3", *(f"dev-{k}-0-0.png" for k in range(3)))
+    source = sources.make({"name": "nlvr", "path": write(tmp_path / "dev.json", lines(*drawn)), "orders": 1})
+    assert [source.group(i) for i in range(3)] == ["0", "0", "2"]
 
 
 # ---------------- parts
@@ -426,6 +470,7 @@ def test_real_daquar(shared_data):
     source = sources.make({"name": "daquar", "path": str(path / "qa.jsonl"), "split": "train"})
     assert len(source) == 6795 and see(source) == (84, 112, 3)
     assert len({source.name(i) for i in range(len(source))}) == 794  # one of the 795 is asked nothing
+    assert len({source.group(i) for i in range(len(source))}) == 124
     again = sources.make(
         {
             "name": "vqa",
@@ -460,9 +505,6 @@ def test_real_nlvr(shared_data):
     path = folder(shared_data, "nlvr_dev")
     source = sources.make({"name": "nlvr", "path": str(path / "data.parquet")})
     assert len(source) == 1978 and see(source) == (100, 400, 3)
-    folds = [
-        sources.make({"name": "nlvr", "path": str(path / "data.parquet"), "part": f"held out 1/5, fold {k}"})
-        for k in range(5)
-    ]
-    said_ = [{fold.question(i) for i in range(len(fold))} for fold in folds]
+    folds = [sources.Part(source, f"held out 1/5, fold {k}") for k in range(5)]
+    said_ = [{fold.question(i).lower().strip(" .") for i in range(len(fold))} for fold in folds]
     assert sum(map(len, said_)) == len(set().union(*said_)) and min(map(len, folds)) > 200

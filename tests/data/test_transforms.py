@@ -462,6 +462,27 @@ def test_flip_leaves_questions_with_sides_alone(said):
         apply("question(8) | flip", ASKED)
 
 
+def test_flip_can_swap_the_sides_that_are_named():
+    example = {**ASKED, "image": photo(), "captions": ["Left of it"]}
+    example |= {"question": "is the leftmost bright dog RIGHT of it?", "answers": ["left", "no"]}
+    kept = dict(example)
+    done = transforms.flip(1.0, swap=True)(example, np.random.default_rng(0))
+    np.testing.assert_array_equal(done["image"], photo()[:, ::-1])
+    assert done["question"] == "is the rightmost bright dog left of it?"
+    assert (done["answers"], done["captions"]) == (["right", "no"], ["right of it"])
+    assert example == kept
+    assert transforms.flip(0.0, swap=True)(example, np.random.default_rng(0)) == kept
+
+
+def test_a_clip_and_its_question_are_mirrored_together():
+    (mirror,) = parse("flip(1.0, swap=True)", {})[:-1]
+    clip = np.stack([photo(), photo()[::-1]])
+    example = {"video": clip, "question": "what direction?", "answers": ["right"]}
+    done = mirror(example, np.random.default_rng(0))
+    np.testing.assert_array_equal(done["video"], clip[:, :, ::-1])
+    assert done["answers"] == ["left"] and done.keys() == example.keys()
+
+
 # ---------------- whole pipelines
 
 FULL = "decode | random_resized_crop(16, min_area=0.6) | flip | color_jitter(0.2) | caption(max_len=4)"

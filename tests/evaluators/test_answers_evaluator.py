@@ -100,6 +100,8 @@ def test_open_answers(make, tmp_path):
     assert evaluator.signature(step=3).startswith(
         "vqa|open|annotators:leave-one-out|n:10|split:val|step:3|v:"
     )
+    evaluator.spec["part"] = "held out 1/10"
+    assert "|split:val, held out 1/10|" in evaluator.signature()
     with Image.open(tmp_path / "figures" / "val.png") as picture:
         assert picture.width > 300
 

@@ -1,0 +1,63 @@
+"""easy-VQA-video: one shape of eight colours that moves in one of four directions, on ten frames of 64 pixels; 15 answers.
+
+python scripts/train.py --config configs/question_answering_easy_vqa_video.py:path=DIR/data.parquet --workdir runs/easy_vqa_video
+
+The Parquet file has a row a clip: "video_gif" (bytes), "video_id", "questions" and "answers" (lists) and "split". A tenth of the
+2,000 clips is held out with all their questions, by a hash of their names, and never trained on. In training clips are
+mirrored, with "left" and "right" exchanged in what is said of them.
+Data: uvulab, easy-VQA-video (single object), github.com/uvulab/easy-VQA-video. The model is that of
+configs/question_answering_clips.py.
+Reached: not measured yet.
+"""
+
+import ml_collections
+
+from mmgen_jax.core.config import parse_arg, sibling
+
+FRAMES, MAX_LEN = 10, 16  # the longest question has eight words; begin and end come to it
+BASELINES = {
+    "question alone": "modalities=question",
+    "video alone": "modalities=video",
+    "concatenation": "fusion=concatenation",
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Arguments: tiny (seconds, for tests), path (of the Parquet file), fusion (by default that of
+    configs/question_answering_clips.py), level, modalities (video, question or both with a plus), steps, batch_size."""
+    arg = parse_arg(
+        arg,
+        tiny=False,
+        path="../shared/data/easy_vqa_video/data.parquet",
+        fusion="",
+        level="early",
+        modalities="video+question",
+        steps=2000,
+        batch_size=64,
+    )
+    first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
+    config = sibling(__file__, "question_answering_clips")(
+        f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
+    )
+
+    def questions(part):
+        return dict(name="video_parquet", path=arg.path, video="video_gif", split="train", part=part)
+
+    with config.unlocked():
+        towers = config.task.model.towers
+        towers.question.max_len, towers.video.over_time.frames = MAX_LEN, FRAMES
+        config.data.source = questions("but 1/10")
+        config.data.transforms = f"frames({FRAMES}) | flip(swap=True) | question({MAX_LEN}) | answers"
+        config.data.tokenizer = dict(name="words", min_count=1)
+        config.data.answers = dict(size=15)
+        config.data.shuffle = True
+        config.evals = dict(
+            held_out=dict(
+                name="answers",
+                source=questions("held out 1/10"),
+                transforms=f"frames({FRAMES}) | question({MAX_LEN}) | answers",
+                batch_size=config.data.batch_size,
+                every=max(config.steps // 4, 1),
+            )
+        )
+    return config
