@@ -1,6 +1,7 @@
 """Questions about drawn clips: what moved where, how fast, in which order, what changed, how often; open and multiple choice.
 
 python scripts/train.py --config configs/question_answering_clips.py --workdir runs/question_answering_clips
+python scripts/train.py --config configs/question_answering_clips.py:init_from=runs/captioner_clips --workdir runs/question_answering_clips
 
 The tower is that of configs/captioner_clips.py, frames that also see what has changed (Wang et al., Temporal Segment Networks,
 2016, section 3.2) and a Transformer over them; everything else is as in configs/question_answering_scenes.py.
@@ -20,7 +21,7 @@ BASELINES = {
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), fusion, level, modalities (video, question or both with a plus), size (of a frame in
-    pixels), steps, batch_size."""
+    pixels), init_from (a run of configs/captioner_clips.py, whose tower sees already), steps, batch_size."""
     arg = parse_arg(
         arg,
         tiny=False,
@@ -28,7 +29,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         level="early",
         modalities="video+question",
         size=48,
-        steps=6000,
+        init_from="",
+        steps=4000,
         batch_size=64,
     )
     tiny = "tiny," if arg.tiny else ""
@@ -46,7 +48,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         over_time=dict(name="transformer", depth=1, heads=4, frames=12),
         width=16 if arg.tiny else 128,
         differences=True,
-        init_from="",
+        init_from=arg.init_from,
     )
     size, length = (24, 16) if arg.tiny else (arg.size, 2000)
 
