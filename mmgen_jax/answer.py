@@ -10,9 +10,14 @@ import numpy as np
 
 from mmgen_jax import figures as figures_lib
 from mmgen_jax import image_files
+from mmgen_jax.caption import search_options
+from mmgen_jax.core import config as config_lib
 from mmgen_jax.data.loader import stack
 from mmgen_jax.data.quarantine import BrokenExample
 from mmgen_jax.evaluate import load
+from mmgen_jax.evaluators.answers import read
+from mmgen_jax.evaluators.captions import written
+from mmgen_jax.experiment import CONFIG
 
 
 def answer_questions(
@@ -30,7 +35,7 @@ def answer_questions(
       workdir, step: see `evaluate.load`.
       image: a file; None asks without a picture: the model's mask says that there is none, and "without" in the line too.
       questions: at least one.
-      n_best: how many answers, of the five that a prediction names.
+      n_best: how many answers: of the five that a prediction names, or of a run that writes its answers those of a beam.
       figure: a PNG with where the model looked.
 
     Raises:
@@ -39,7 +44,12 @@ def answer_questions(
     """
     if image is not None and not image.is_file():
         raise FileNotFoundError(f"No image {image}.")
-    experiment, params, variables, _ = load(workdir, step=step)
+    if n_best < 1:
+        raise ValueError(f"n_best={n_best}; it is at least 1.")
+    writes = "decode" in config_lib.load_json(workdir / CONFIG).task
+    decode = search_options(workdir, {"n_best": n_best}) if writes else {}
+    overrides = {f"task.decode.{key}": value for key, value in decode.items()}
+    experiment, params, variables, _ = load(workdir, overrides, step)
     task = experiment.task
     if "answer" not in task.predict:
         raise ValueError(
@@ -58,8 +68,6 @@ def answer_questions(
         )
     if figure and image is None:
         raise ValueError("A picture of where it looked needs an image.")
-    if n_best < 1:
-        raise ValueError(f"n_best={n_best}; it is at least 1.")
     if image is None:
         pixels: Any = np.zeros(experiment.pipeline.example_batch()["image"].shape[1:], np.uint8)
     else:
@@ -75,13 +83,12 @@ def answer_questions(
     batch = stack(rows, -(-len(rows) // experiment.layout.cuts) * experiment.layout.cuts)
     predict = experiment.predictor(params, variables)
     output, _ = predict("answer", batch)
-    words = experiment.pipeline.answers.words
-    for i, question in enumerate(questions):
-        pairs = zip(output["answer"][i, :n_best], output["probability"][i, :n_best], strict=True)
+    said = read(output, experiment.pipeline)[: len(questions)]
+    for question, pairs in zip(questions, said, strict=True):
         line: dict[str, Any] = {
             "image": None if image is None else str(image),
             "question": question,
-            "answers": [{"answer": words[k], "probability": round(float(p), 4)} for k, p in pairs],
+            "answers": [{"answer": answer, "probability": p} for answer, p in pairs[:n_best]],
         }
         if not present.all():
             line["without"] = ["image"]
@@ -91,13 +98,19 @@ def answer_questions(
     if not present.all():
         print("answered without the image, which the model was told by its mask", file=sys.stderr)
     if figure:
-        weights = predict("attend", batch)[0]["weights"]
-        best = [[words[k]] for k in output["answer"][: len(rows), 0]]
+        best = [pairs[0][0] for pairs in said]
+        if writes:  # a map a word
+            words = [experiment.pipeline.tokenizer.pieces(row) for row in output["tokens"][: len(rows), 0]]
+            tokens = written(output["tokens"][:, 0])
+            weights = predict("attend", {**batch, "tokens": tokens})[0]["weights"][: len(rows), 0]
+        else:
+            words = [[answer] for answer in best]
+            weights = predict("attend", batch)[0]["weights"][: len(rows), None]
         figures_lib.attention(
             figure,
             [row["image"] for row in rows],
-            best,
-            [weights[i][None] for i in range(len(rows))],
-            titles=[f"{question} {said}" for question, (said,) in zip(questions, best, strict=True)],
+            words,
+            weights,
+            titles=[f"{question} {answer}" for question, answer in zip(questions, best, strict=True)],
         )
         print(f"attention picture: {figure}", file=sys.stderr)

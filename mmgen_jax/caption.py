@@ -45,7 +45,7 @@ def caption_files(
       ValueError: the run has no evaluation whose transforms it could take over, or options contradict each other.
     """
     files = image_files.find_images(paths)
-    chosen = _search(workdir, decode)
+    chosen = search_options(workdir, decode)
     overrides = {f"task.decode.{key}": value for key, value in chosen.items()}
     if seed is not None:
         overrides["seed"] = seed
@@ -77,7 +77,7 @@ def caption_files(
         print(f"attention pictures: {figures}/", file=sys.stderr)
 
 
-def _search(workdir: Path, decode: Mapping[str, Any]) -> dict[str, Any]:
+def search_options(workdir: Path, decode: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, and what follows from them: samples need no beam, and n-best a wide one."""
     chosen = {key: value for key, value in decode.items() if value is not None}
     if "beam" in chosen:
