@@ -1,7 +1,7 @@
 """Questions about drawn clips: what moved where, how fast, in which order, what changed, how often; open and multiple choice.
 
-python scripts/train.py --config configs/question_answering_clips.py --workdir runs/question_answering_clips
-python scripts/train.py --config configs/question_answering_clips.py:init_from=runs/captioner_clips --workdir runs/question_answering_clips
+python scripts/train.py --config configs/question_answering_clips.py --workdir runs/clips
+python scripts/train.py --config configs/question_answering_clips.py:init_from=runs/captioner_clips --workdir runs/clips
 
 The tower is that of configs/captioner_clips.py, frames that also see what has changed (Wang et al., Temporal Segment Networks,
 2016, section 3.2) and a Transformer over them; everything else is as in configs/question_answering_scenes.py.

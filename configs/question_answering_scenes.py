@@ -2,6 +2,7 @@
 
 python scripts/train.py --config configs/question_answering_scenes.py --workdir runs/question_answering_scenes
 python scripts/compare.py --config configs/question_answering_scenes.py --vary fusion=mac,film --workdir runs/fusion
+python scripts/train.py --config configs/question_answering_scenes.py:answers=generated --workdir runs/answers_generated
 
 Papers: Antol et al., VQA, 2015, for the task; Teney et al., Tips and Tricks for Visual Question Answering, 2018, for a classifier
 over answers. The towers are small and from scratch: a convolutional one that keeps its grid, 3 x 3 as the scenes have places,
@@ -12,6 +13,7 @@ Reached: not measured yet.
 
 import ml_collections
 
+from mmgen_jax.core import registry
 from mmgen_jax.core.config import parse_arg
 
 MAX_LEN = 16  # begin and end among them; the longest question has twelve words
@@ -37,13 +39,14 @@ FUSIONS = {  # what each has beside its features
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), fusion, level (early, late or hybrid), modalities (image, question or both with a
-    plus), size (of the images in pixels), steps, batch_size, learning_rate."""
+    plus), answers (chosen, or generated word by word), size (of the images in pixels), steps, batch_size, learning_rate."""
     arg = parse_arg(
         arg,
         tiny=False,
         fusion="mac",
         level="early",
         modalities="image+question",
+        answers="chosen",
         size=48,
         steps=10_000,
         batch_size=128,
@@ -82,7 +85,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             **more,
         )
 
-    return ml_collections.ConfigDict(
+    config = ml_collections.ConfigDict(
         dict(
             seed=0,
             steps=steps,
@@ -129,3 +132,39 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             writers=("jsonl",),
         )
     )
+    registry.choose(ANSWERS, arg.answers, "answers=")(config, arg.tiny)
+    return config
+
+
+def generated(config: ml_collections.ConfigDict, tiny: bool) -> None:
+    """The captioner's decoder (configs/captioner_scenes.py) in place of the head: it looks at the tokens of picture and question,
+    and at the fusion's vector, and writes what the annotators said."""
+    features, longest = (16, 6) if tiny else (128, 8)
+    model = config.task.model.to_dict()
+    kept = {
+        name: model[name]
+        for name in ("towers", "modalities", "fusion", "modality_dropout", "pixels", "init_from")
+    }
+    decoder = dict(
+        name="rnn",
+        features=features,
+        embed_features=features // 2,
+        attention_features=features,
+        attention="dot",
+        heads=4,
+        word_query=True,
+    )
+    task = dict(
+        name="answer_generation",
+        model=dict(**kept, features=features, decoder=decoder),
+        decode=dict(max_len=longest, beam=3),
+    )
+    with config.unlocked():
+        config.task = task
+        config.data.transforms = f"question({MAX_LEN}) | written_answer({longest})"
+        del config.data.answers
+        for evaluation in config.evals.values():
+            evaluation.transforms = f"question({MAX_LEN})"
+
+
+ANSWERS = {"chosen": lambda config, tiny: None, "generated": generated}

@@ -4,13 +4,13 @@ python scripts/train.py --config configs/vqa_v2_bert_vit.py:path=DIR --workdir r
 
 DIR holds what visualqa.org gives: the questions and annotations of train2014 and val2014 as JSON, and the pictures of COCO in
 train2014/ and val2014/. `image=` and `text=` are files or folders of other libraries' weights from which the towers start:
-a ViT-B/16 and a BERT base.
+a ViT-B/16 and a BERT base. `vocab=` is the vocab.txt that lies beside BERT's: questions then have these weights' ids.
 
 Paper: Kim et al., ViLT, 2021, sections 4.1 and 4.2, for training: AdamW of 1e-4 with weight decay 0.01, 10 % of the steps
 warm-up, then linear to 0, batches of 256 for 10 epochs, 3,129 answers. Teney et al., 2018, for the answers: those that are given
 nine times or more, with soft scores and binary cross-entropy.
-Differs from ViLT: that has no towers below its Transformer, and begins with weights that have seen pictures with captions; the
-words' vocabulary is a byte-pair one of 30,522, trained on the questions, where BERT's is of word pieces.
+Differs from ViLT: that has no towers below its Transformer, and begins with weights that have seen pictures with captions;
+without `vocab=` the words' vocabulary is a byte-pair one of 30,522, trained on the questions, where BERT's is of word pieces.
 Reached here: not run; the data was not at hand.
 """
 
@@ -38,7 +38,7 @@ FUSIONS = {
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (for tests), path, fusion, modalities (image, question or both with a plus), image and text (weights of
-    other libraries), steps, batch_size."""
+    other libraries), vocab (of the text's weights), steps, batch_size."""
     arg = parse_arg(
         arg,
         tiny=False,
@@ -47,6 +47,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         modalities="image+question",
         image="",
         text="",
+        vocab="",
         steps=17_340,
         batch_size=256,
     )
@@ -67,6 +68,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         question.update(width=16, depth=2, heads=2, max_len=max_len)
         small = dict(features=16, layers=1, heads=2, mlp_ratio=2.0, dropout=0.1, blocks=1, rank=2, hidden=8)
         fields = {name: small[name] for name in fields}
+
+    tokenizer = dict(name="words", min_count=1) if arg.tiny else dict(name="byte_pair", vocab_size=30_522)
+    if arg.vocab:
+        tokenizer = dict(name="wordpiece", path=arg.vocab)
 
     def questions(split):
         return dict(
@@ -99,9 +104,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 source=questions("train"),
                 transforms=f"decode | random_resized_crop({size}, min_area=0.5) | flip | question({max_len}) | answers",
                 batch_size=batch_size,
-                tokenizer=dict(name="words", min_count=1)
-                if arg.tiny
-                else dict(name="byte_pair", vocab_size=30_522),
+                tokenizer=tokenizer,
                 answers=dict(size=3129, min_count=1 if arg.tiny else 9),
                 threads=16,
             ),

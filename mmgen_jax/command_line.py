@@ -1,5 +1,6 @@
 """What the scripts share: starting JAX on one or many machines, and errors that a person can read."""
 
+import argparse
 import platform
 import re
 import runpy
@@ -158,6 +159,14 @@ def check_out(path: Path | None, flag: str = "--out") -> None:
         path.open("a").close()
     except OSError as error:
         raise OSError(f"Cannot write {flag} {path}: {error.strerror}.") from error
+
+
+def rows_and_columns(text: str) -> tuple[int, int]:
+    """ "3x4" -> (3, 4): how frames lie in a picture, as a type of argparse."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f'"{text}" is not ROWSxCOLUMNS, such as 3x4')
+    return int(found[1]), int(found[2])
 
 
 def tell(main: Callable[[], Any]) -> int:

@@ -22,6 +22,7 @@ from mmgen_jax import figures, report
 from mmgen_jax.command_line import config_of
 from mmgen_jax.core import config as config_lib
 from mmgen_jax.core import goodput, registry
+from mmgen_jax.core.lock import Lock
 from mmgen_jax.core.writer import read_rows
 from mmgen_jax.experiment import CONFIG, WorkdirError
 from mmgen_jax.signals import Interrupted
@@ -83,6 +84,7 @@ def compare(
     Raises:
       ValueError: an argument that the config lacks, a metric that no run logs (names the nearest).
       WorkdirError: a run in `workdir` was made by a different config.
+      Locked: another comparison works in `workdir`.
       Interrupted: Ctrl-C; what was running has saved, and the same call goes on.
     """
     console, workdir = console or Console(), Path(workdir)
@@ -96,18 +98,19 @@ def compare(
     outcomes: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     took: list[float] = []
-    for number, run in enumerate(runs, start=1):
-        begin, name = time.monotonic(), f"{number}/{len(runs)}  {run.row}, seed {run.seed}"
-        before = finished(run)
-        why = "" if before else _train(run, name, console)
-        took += [] if before or why else [time.monotonic() - begin]
-        outcomes.append(outcome(run, metrics, why))
-        results = summary(shlex.join(command), runs, outcomes, metrics)
-        write(workdir, results)
-        left = len(runs) - number
-        about = f", about {report.duration(left * statistics.mean(took))} left" if took and left else ""
-        how = "finished before" if before else report.duration(time.monotonic() - begin) + about
-        _say(console, name, outcomes[-1], how)
+    with Lock(workdir):
+        for number, run in enumerate(runs, start=1):
+            begin, name = time.monotonic(), f"{number}/{len(runs)}  {run.row}, seed {run.seed}"
+            before = finished(run)
+            why = "" if before else _train(run, name, console)
+            took += [] if before or why else [time.monotonic() - begin]
+            outcomes.append(outcome(run, metrics, why))
+            results = summary(shlex.join(command), runs, outcomes, metrics)
+            write(workdir, results)
+            left = len(runs) - number
+            about = f", about {report.duration(left * statistics.mean(took))} left" if took and left else ""
+            how = "finished before" if before else report.duration(time.monotonic() - begin) + about
+            _say(console, name, outcomes[-1], how)
     console.print(f"\n{markdown(results)}\n{workdir / RESULTS}.md, .json, .png", **PLAIN)
     return results
 

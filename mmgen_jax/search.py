@@ -1,6 +1,7 @@
 """Search a folder of images with a finished dual encoder: embed it once, then ask with words or with a picture."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -109,7 +110,7 @@ class Embedder:
                 f'The run in {workdir} is of the task "{experiment.config.task.name}", which embeds nothing to search with. '
                 "Take one of a dual encoder, such as configs/dual_encoder_scenes.py trains."
             )
-        self.prepare = image_files.preparation(experiment)
+        self.read = functools.partial(image_files.read, prepare=image_files.preparation(experiment))
         self.batch_size = -(-batch_size // experiment.layout.cuts) * experiment.layout.cuts
         self._predict = experiment.predictor(params, variables)
         self._tokenizer = experiment.pipeline.tokenizer
@@ -122,7 +123,7 @@ class Embedder:
         }
 
     def images(self, images: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
-        """n x uint8 [H, W, 3], as `prepare` makes them, and what messages call them -> float32 [n, F]."""
+        """n x uint8 [H, W, 3], as `read` makes them, and what messages call them -> float32 [n, F]."""
         return self._embed("embed_image", "image", [{"image": image} for image in images], names)
 
     def files(self, files: Sequence[str]) -> np.ndarray:
@@ -131,7 +132,7 @@ class Embedder:
         Raises:
           ValueError: one cannot be read.
         """
-        images = [image_files.read(Path(file), self.prepare) for file in files]
+        images = [self.read(Path(file)) for file in files]
         for file, image in zip(files, images, strict=True):
             if isinstance(image, BrokenExample):
                 raise ValueError(f"The image {file} cannot be read: {image}.")
@@ -239,7 +240,7 @@ def _embed_folder(embedder: Embedder, folder: Path, paths: Sequence[str]) -> dic
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("embed", total=len(paths))
         files = [folder / path for path in paths]
-        for group, images in image_files.batches(files, embedder.prepare, embedder.batch_size):
+        for group, images in image_files.batches(files, embedder.read, embedder.batch_size):
             good = {}
             for file, image in zip(group, images, strict=True):
                 if isinstance(image, BrokenExample):

@@ -1,18 +1,21 @@
-"""Answer questions about an image with a finished run.
+"""Answer questions about an image, or a video, with a finished run.
 
   python scripts/answer.py --workdir runs/question_answering_scenes image.png "what colour is the circle?"
   python scripts/answer.py --workdir runs/question_answering_scenes --figure looked.png image.png "how many stars are there?"
   python scripts/answer.py --workdir runs/question_answering_scenes --blind "what colour is the circle?"
+  python scripts/answer.py --workdir runs/question_answering_clips clip.gif "what moves first?"
 
 One JSON object a question on the terminal: {"image", "question", "answers": [{"answer", "probability"}, ...]}, best first;
-with --blind also {"without": ["image"]}: what the model guesses when it is told that there is no picture.
+with --blind also {"without": ["image"]}: what the model guesses when it is told that there is no picture. A run that writes its
+answers gives those of a beam. For a run that reads videos it is "video": a GIF, mp4 and the like (with the extra "video"), a
+folder of numbered frames, or a sheet of frames.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import start_jax, tell
+from mmgen_jax.command_line import rows_and_columns, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -23,10 +26,16 @@ def parse() -> argparse.Namespace:
         "words",
         nargs="+",
         metavar="IMAGE QUESTION",
-        help="an image, then questions; with --blind questions only",
+        help="an image or a video, then questions; with --blind questions only",
     )
     parser.add_argument("--workdir", required=True, type=Path, help="a run made by scripts/train.py")
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_argument(
+        "--sheet",
+        type=rows_and_columns,
+        metavar="ROWSxCOLUMNS",
+        help="the picture holds a video's frames, row by row",
+    )
     parser.add_argument("--n-best", type=int, default=3, help="how many answers a question (default 3)")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw where it looked")
     parser.add_argument("--blind", action="store_true", help="ask without an image")
@@ -48,6 +57,7 @@ def main(args: argparse.Namespace) -> None:
         args.image,
         args.words,
         step=args.step,
+        sheet=args.sheet,
         n_best=args.n_best,
         figure=args.figure,
     )

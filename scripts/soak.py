@@ -50,18 +50,15 @@ def parse() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     from mmgen_jax import faults
-    from mmgen_jax.command_line import start_jax
+    from mmgen_jax.command_line import keep_compiled, start_jax
 
     if args.list:
         print(*faults.KINDS, sep="\n")
         return 0
-    import jax
-
     start_jax()
     root = args.workdir.resolve()
     root.mkdir(parents=True, exist_ok=True)
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+    keep_compiled(root)
     kinds = tuple(kind for kind in faults.KINDS if any(text in kind for text in args.kind))
     if args.kind and not kinds:
         raise ValueError(f"No kind of fault has {' or '.join(args.kind)} in its name; --list shows them.")

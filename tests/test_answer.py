@@ -2,6 +2,7 @@
 
 import io
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -13,17 +14,23 @@ from mmgen_jax.train import train
 
 
 @pytest.fixture(scope="module")
-def run(load_config, tmp_path_factory):
-    """(workdir, the config's evaluation "test") of a run of four steps."""
-    evals = (
-        load_config.__globals__["runpy"]
-        .run_path("configs/question_answering_scenes.py")["get_config"]("tiny")
-        .evals
-    )
-    config = load_config("question_answering_scenes.py:tiny", steps=4, evals={"test": evals.test.to_dict()})
-    workdir = tmp_path_factory.mktemp("runs") / "answers"
-    train(config, workdir, console=Console(file=io.StringIO()))
-    return workdir, config.evals.test
+def trained(load_config, tmp_path_factory):
+    """trained("tiny") -> (workdir, the config's evaluation "test") of a run of four steps."""
+
+    def make(arg):
+        evals = runpy.run_path("configs/question_answering_scenes.py")["get_config"](arg).evals
+        test = {"test": evals.test.to_dict()}
+        config = load_config(f"question_answering_scenes.py:{arg}", steps=4, evals=test)
+        workdir = tmp_path_factory.mktemp("runs") / "answers"
+        train(config, workdir, console=Console(file=io.StringIO()))
+        return workdir, config.evals.test
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return trained("tiny")
 
 
 def lines(text):
@@ -52,6 +59,30 @@ def test_the_answers_of_its_evaluation(script, run, tmp_path):
         assert min(picture.size) > 100
 
 
+def test_a_run_that_writes_its_answers(script, trained, tmp_path):
+    """The beam's sequences with their probabilities, the first as its evaluation wrote it; a map a word."""
+    workdir, test = trained("tiny,answers=generated")
+    (path,) = (workdir / "predictions").glob("test_*.jsonl")
+    expected = lines(path.read_text())[3]
+    scores = json.loads((workdir / "scores" / path.with_suffix(".json").name).read_text())["rows"]
+    assert 0 <= scores["finished"]["value"] <= 100 and "outside" not in scores
+    assert scores["accuracy"]["ceiling"] == 100
+    source = sources.make(test.source.to_dict())
+    Image.fromarray(source[3]["image"]).save(tmp_path / "a.png")
+    figure = tmp_path / "looked.png"
+    status, out, err = script(
+        "answer", "--workdir", workdir, "--n-best", 4, "--figure", figure, tmp_path / "a.png", expected["question"]
+    )  # fmt: skip
+    assert status == 0, err
+    (line,) = lines(out)
+    probabilities = [answer["probability"] for answer in line["answers"]]
+    assert len(probabilities) == 4 and probabilities == sorted(probabilities, reverse=True)
+    assert probabilities[0] >= expected["probability"] - 2e-4, "of four beams, where the evaluation had three"
+    assert expected["answer"] in [answer["answer"] for answer in line["answers"]]
+    with Image.open(figure) as picture:
+        assert min(picture.size) > 100
+
+
 def test_without_an_image(script, run):
     status, out, err = script("answer", "--workdir", run[0], "--blind", "--n-best", 1, "is there a star?")
     (line,) = lines(out)
@@ -64,7 +95,7 @@ def test_without_an_image(script, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.png", "is there a star?"], "No image absent.png"),
+        (["absent.png", "is there a star?"], "No image or video absent.png"),
         (["notes.txt", "is there a star?"], "notes.txt"),
         (["--blind", "--figure", "x.png", "is there a star?"], "needs an image"),
         (["--n-best", "0", "a.png", "is there a star?"], "n_best=0; it is at least 1"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgen_jax.caption import _search
+from mmgen_jax.caption import search_options
 from mmgen_jax.data.scenes import Scenes
 from mmgen_jax.image_files import find_images
 
@@ -168,7 +168,7 @@ def test_nothing_but_a_broken_image(script, tiny_run, tmp_path, make):
 )
 def test_what_the_options_imply(tmp_path, given, chosen):
     (tmp_path / "config.json").write_text(json.dumps({"task": {"decode": {"beam": 5}}}))
-    assert _search(tmp_path, {"beam": None, "n_best": None, "temperature": None, **given}) == chosen
+    assert search_options(tmp_path, {"beam": None, "n_best": None, "temperature": None, **given}) == chosen
 
 
 def test_find_images(photos):

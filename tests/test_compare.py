@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from mmgen_jax import compare, figures
+from mmgen_jax.core.lock import Lock, Locked
 from mmgen_jax.experiment import WorkdirError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,6 +237,16 @@ def test_mistakes_are_named(config, tmp_path):
     (tmp_path / "alike.py").write_text(text)
     with pytest.raises(ValueError, match="would share a folder"):
         run(str(tmp_path / "alike.py"), workdir)
+
+
+def test_two_in_one_workdir(config, tmp_path):
+    """The second is refused with the first's name, starts nothing and writes nothing; then the lock is gone."""
+    workdir = tmp_path / "runs"
+    with Lock(workdir), pytest.raises(Locked, match=f"{workdir} is in use by process {os.getpid()} "):
+        run(config, workdir, seeds=2)
+    assert not list(workdir.iterdir())
+    run(config, workdir, seeds=2)
+    assert not (workdir / "lock").exists() and set(starts(workdir).values()) == {1}
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

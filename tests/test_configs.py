@@ -27,8 +27,14 @@ def get(monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("arg", [None, "tiny"], ids=["full", "tiny"])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("path", "arg"),
+    [
+        *((path, arg) for path in FILES for arg in (None, "tiny")),
+        (ROOT / "configs" / "question_answering_scenes.py", "answers=generated"),
+    ],
+    ids=lambda value: value.stem if isinstance(value, Path) else value or "full",
+)
 def test_shapes(path, arg, get):
     config = get(path, arg)
     config_lib.check(config)

@@ -33,6 +33,7 @@ LAYERS = (
         "checkpoints",
         "report",
         "faults",
+        "fault_kinds",
     ),
     ("command_line",),
     ("compare",),

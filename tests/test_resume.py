@@ -128,6 +128,27 @@ def test_a_gan_stopped_by_a_signal(load_config, same, tmp_path, monkeypatch):
     same(run(config, tmp_path / "stopped"), straight)
 
 
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("question_answering_scenes.py:tiny", "dropout"),
+        ("question_answering_scenes.py:tiny,answers=generated", "modality_dropout"),
+        ("key_frames_clips.py:tiny", None),
+    ],
+)
+def test_answers_and_key_frames_stopped_by_a_signal(name, drawn, load_config, same, tmp_path, monkeypatch):
+    """What is drawn in a step is the same again: dropout, which modality is left out, whose answer is learnt."""
+    config = load_config(name, checkpoint={"every": 4, "keep": 2}, log_every=2, steps=4)
+    if drawn:
+        config.task.model[drawn] = 0.3
+    straight = run(config, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="saved at step 1"):
+            run(config, tmp_path / "stopped")
+    same(run(config, tmp_path / "stopped"), straight)
+
+
 def test_a_damaged_checkpoint_costs_only_its_steps(config, straight, same, tmp_path):
     """It is set aside, the one before is taken, and the end is the same; also from an older step by force, and from none."""
     shutil.copytree(straight[1], tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Tokenizers: words, bytes, and byte-pair trained on the captions, and CLIP's. Each is saved as one JSON file."""
+"""Tokenizers: words, bytes, and byte-pair trained on the captions, CLIP's and BERT's. Each is saved as one JSON file."""
 
 import hashlib
 import html
@@ -14,7 +14,7 @@ from mmgen_jax.core import registry
 from mmgen_jax.data.pairs import gunzip, parse_json
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
-SPECIALS = 4  # the first id of a real token, but for CLIP's
+SPECIALS = 4  # the first id of a real token, but for CLIP's and BERT's
 
 # A word keeps its inner hyphens and apostrophes; a clitic that stands alone ("dog 's") is a word too.
 _WORD = re.compile(r"'(?:s|re|ve|ll|d|m)\b|\w+(?:[-'\u2019]\w+)*")
@@ -22,6 +22,7 @@ _WORD = re.compile(r"'(?:s|re|ve|ll|d|m)\b|\w+(?:[-'\u2019]\w+)*")
 _CLIP_MERGES = 48894
 _CLIP_WORD = r"<\|(?:start|end)oftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _END = "</w>"  # marks the last piece of a word
+_INSIDE = "##"  # marks a piece that does not begin a word
 
 
 class Tokenizer:
@@ -304,7 +305,82 @@ class Clip(Tokenizer):
         return {"merges": self._merges, "unescape": self._unescape}
 
 
-KINDS = {kind.kind: kind for kind in (Words, Bytes, BytePair, Clip)}
+class WordPiece(Tokenizer):
+    """BERT's word pieces (Devlin et al. 2019, arXiv:1810.04805, section 3; Wu et al. 2016, arXiv:1609.08144, section 4.1).
+
+    It gives the ids that the published weights know: a piece's id is its line in vocab.txt, a text is [CLS] ... [SEP], padded
+    with [PAD]. A word is the longest piece that it begins with, then the longest "##" piece, and so on; where none fits, all of
+    the word is [UNK]. The ids equal those of `transformers`' BertTokenizer; also here a written "[SEP]" is that token.
+
+    Args:
+      vocab: the pieces, a line each; piece k has the id k.
+      lowercase: lower case and no accents, as the "uncased" weights want; else text stays as it is.
+    """
+
+    kind = "wordpiece"
+
+    def __init__(self, vocab: Sequence[str], lowercase: bool = True):
+        from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer as Backend
+
+        self._vocab, self._lowercase = list(vocab), lowercase
+        places = {piece: k for k, piece in enumerate(self._vocab)}
+        specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        absent = [piece for piece in specials if piece not in places]
+        if absent or len(places) < len(self._vocab):
+            raise ValueError(f"no {', '.join(absent)}" if absent else "a piece twice")
+        self.vocab_size = len(self._vocab)
+        self.pad, self._unk, self.bos, self.eos = (places[piece] for piece in specials)
+        self._unread = frozenset({self.pad, self._unk, self.bos})
+        self._backend = Backend(models.WordPiece(vocab=places, unk_token="[UNK]"))
+        self._backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        self._backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        written = [piece for piece in (*specials, "[MASK]") if piece in places]
+        self._backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in written])
+        self._backend.decoder = decoders.WordPiece(prefix=_INSIDE, cleanup=False)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], path: str, lowercase: bool = True) -> "WordPiece":
+        """Read the pieces; the captions change nothing.
+
+        Args:
+          captions: not read.
+          path: vocab.txt, as it lies beside published weights.
+          lowercase: see the class.
+
+        Raises:
+          FileNotFoundError, ValueError: the file is absent, cut, or another one.
+        """
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"No vocabulary at {path} (seen from {Path.cwd()}). BERT's tokenizer needs the vocab.txt that lies "
+                "beside the weights; set the tokenizer's path to it."
+            )
+        try:
+            return cls(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), lowercase)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not a whole vocabulary of word pieces ({error}). Copy the weights' vocab.txt again."
+            ) from error
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(text).ids
+
+    def unknown(self, text: str) -> list[str]:
+        found = self._backend.encode(text)
+        return [
+            text[slice(*at)] for token, at in zip(found.ids, found.offsets, strict=True) if token == self._unk
+        ]
+
+    def _join(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def _content(self) -> dict:
+        return {"vocab": self._vocab, "lowercase": self._lowercase}
+
+
+KINDS = {kind.kind: kind for kind in (Words, Bytes, BytePair, Clip, WordPiece)}
 
 
 def train(spec: Mapping, captions: Iterable[str]) -> Tokenizer:

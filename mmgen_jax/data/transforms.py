@@ -16,7 +16,7 @@ import numpy as np
 
 from mmgen_jax.core import registry
 from mmgen_jax.data import pictures, video
-from mmgen_jax.data.answers import Answers
+from mmgen_jax.data.answers import Answers, most_said
 from mmgen_jax.data.quarantine import BrokenExample, read_bytes
 from mmgen_jax.data.text import BOS, EOS, PAD, Tokenizer
 
@@ -239,22 +239,11 @@ def caption(max_len: int, per_image: int = 1, which: str = "random", *, tokenize
       which: "random" draws without replacement; "first" takes them in order, as evaluations want.
       tokenizer: given by the program.
     """
-    own = (tokenizer.pad, tokenizer.bos, tokenizer.eos)
-    if own != (PAD, BOS, EOS):
-        raise ValueError(
-            f"caption: the {tokenizer.kind} tokenizer has pad, bos and eos {own}, and a captioner decodes with "
-            f"{(PAD, BOS, EOS)}. Use words, bytes or byte_pair; a dual encoder's pipeline ends with text(...)."
-        )
+    write = _written("caption", max_len, tokenizer)
     pick = _picker("caption", per_image, which)
-    if max_len < 1:
-        raise ValueError(f"caption needs max_len of at least 1, not {max_len}.")
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        tokens = np.full((per_image, max_len + 1), PAD, np.int32)
-        for row, sentence in zip(tokens, pick(example, rng), strict=True):
-            ids = [BOS, *tokenizer.encode(sentence), EOS][: max_len + 1]
-            row[: len(ids)] = ids
-        return {**_seen(example), "tokens": tokens}
+        return {**_seen(example), "tokens": write(pick(example, rng))}
 
     return transform
 
@@ -365,6 +354,30 @@ def answers(*, answers: Answers) -> Transform:
     return transform
 
 
+def written_answer(max_len: int, which: str = "random", *, tokenizer: Tokenizer) -> Transform:
+    """Turn one annotator's answer, as it stands, into "tokens": int32 [1, max_len + 1], BOS ... EOS PAD, for who writes answers.
+
+    One of more than max_len - 1 tokens is cut as a caption is. All other keys stay.
+
+    Args:
+      max_len: T, the number of positions that a decoder is trained on.
+      which: "random" draws an annotator, so that an answer counts as often as it was given; "most" takes the answer of most, as
+        evaluations want.
+      tokenizer: given by the program.
+    """
+    write = _written("written_answer", max_len, tokenizer)
+    _check_word("written_answer", "which", which, ("random", "most"))
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        said = example.get("answers")
+        if not said:
+            raise ValueError(f"written_answer: the example {example.get('name', '')!r} has no answers.")
+        chosen = said[int(rng.integers(len(said)))] if which == "random" else most_said(said)
+        return {**example, "tokens": write([chosen])}
+
+    return transform
+
+
 def array() -> Transform:
     """Make the image uint8 [H, W, 3] and drop what no batch can hold (captions, names). `parse` adds this.
 
@@ -405,6 +418,7 @@ FACTORIES = {
         description,
         question,
         answers,
+        written_answer,
         array,
     )
 }
@@ -554,6 +568,27 @@ def _picker(name: str, per_image: int, which: str) -> Callable[[Example, np.rand
         return [captions[k] for k in order]
 
     return pick
+
+
+def _written(name: str, max_len: int, tokenizer: Tokenizer) -> Callable[[list[str]], np.ndarray]:
+    """What makes a decoder's texts: C strings -> int32 [C, max_len + 1], each BOS ... EOS PAD; one that is cut has no EOS."""
+    own = (tokenizer.pad, tokenizer.bos, tokenizer.eos)
+    if own != (PAD, BOS, EOS):
+        raise ValueError(
+            f"{name}: the {tokenizer.kind} tokenizer has pad, bos and eos {own}, and a decoder writes with {(PAD, BOS, EOS)}. "
+            "Use words, bytes or byte_pair; a dual encoder's pipeline ends with text(...)."
+        )
+    if max_len < 1:
+        raise ValueError(f"{name} needs max_len of at least 1, not {max_len}.")
+
+    def write(sentences: list[str]) -> np.ndarray:
+        tokens = np.full((len(sentences), max_len + 1), PAD, np.int32)
+        for row, sentence in zip(tokens, sentences, strict=True):
+            ids = [BOS, *tokenizer.encode(sentence), EOS][: max_len + 1]
+            row[: len(ids)] = ids
+        return tokens
+
+    return write
 
 
 def _row(ids: list[int], max_len: int, tokenizer: Tokenizer) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Answer a data set's questions and score them: VQA accuracy, overall and by type; a picture of twelve; what was said."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgen_jax import figures
+from mmgen_jax import decoding, figures
 from mmgen_jax.data.pipeline import Pipeline
 from mmgen_jax.evaluators.base import Evaluator, Predict, Row
 from mmgen_jax.scores import vqa
@@ -22,11 +23,13 @@ class Answers(Evaluator):
     """Answers to a data set's questions, scored against its annotators'.
 
     Scores: accuracy, as visualqa.org computes it, and accuracy by answer type and question type where the source tells them;
-    outside, the share of questions to which no answer of the run's vocabulary is right.
+    outside, the share of questions to which no answer of the run's vocabulary is right, or of a run that writes its answers
+    finished, the share that ended before the longest length.
 
     Args:
       source, transforms, batch_size, pipeline: see `Evaluator`; the source has `question(i)` and `answers(i)`.
-      multiple_choice: answer with one of each example's own "choices", which the source has as `choices(i)`.
+      multiple_choice: answer with one of each example's own "choices", which the source has as `choices(i)`; for a run that
+        chooses from a vocabulary.
       pictures: how many questions to draw.
     """
 
@@ -57,17 +60,14 @@ class Answers(Evaluator):
                 f'The source "{self.spec["name"]}" has no {", ".join(absent)}: this evaluation needs one of questions, see '
                 "data/questions.py."
             )
-        words = self.pipeline.answers.words
+        outputs, inputs = self.outputs(predict, "score" if self._multiple_choice else "answer")
+        index = inputs["index"].tolist()
         if self._multiple_choice:
-            outputs, inputs = self.outputs(predict, "score")
-            index = inputs["index"].tolist()
-            said = vqa.choose(outputs["score"], words, [self.source.choices(i) for i in index])
+            choices = [self.source.choices(i) for i in index]
+            said = vqa.choose(outputs["score"], self.pipeline.answers.words, choices)
             probability = [None] * len(said)
         else:
-            outputs, inputs = self.outputs(predict, "answer")
-            index = inputs["index"].tolist()
-            said = [words[k] for k in outputs["answer"][:, 0]]
-            probability = [round(float(p), 4) for p in outputs["probability"][:, 0]]
+            said, probability = zip(*(best[0] for best in read(outputs, self.pipeline)), strict=True)
         references = [self.source.answers(i) for i in index]
         self._values = vqa.each(said, references)
         self._types = {
@@ -76,9 +76,13 @@ class Answers(Evaluator):
             if hasattr(self.source, name)
         }
         self._soft = [vqa.soft_scores(answers) for answers in references]
+        written = "tokens" in outputs
         self._best = np.array(
             [
-                max((s for word, s in soft.items() if self.pipeline.answers.encode(word) >= 0), default=0.0)
+                max(
+                    (s for word, s in soft.items() if written or self.pipeline.answers.encode(word) >= 0),
+                    default=0.0,
+                )
                 for soft in self._soft
             ]
         )
@@ -91,6 +95,8 @@ class Answers(Evaluator):
         if self._pictures and self.pipeline.process[0] == 0:
             self._draw(figure)
         scores = vqa.score(self._values, **self._types)
+        if written:
+            return {**scores, "finished": float(np.mean(outputs["finished"][:, 0]))}
         return {**scores, "outside": float(np.mean(self._best == 0))}
 
     def _draw(self, path: Path) -> None:
@@ -124,7 +130,7 @@ class Answers(Evaluator):
         ceilings = vqa.score(self._best, **self._types)
         rows = {}
         for name, value in scores.items():
-            if name == "outside":
+            if name not in intervals:
                 low, high = wilson(value, len(self._values))
                 rows[name] = Row(100 * value, (100 * low, 100 * high))
                 continue
@@ -142,6 +148,31 @@ class Answers(Evaluator):
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in self.records)
         path.write_text("".join(lines), encoding="utf-8")
+
+
+def read(outputs: Mapping[str, np.ndarray], pipeline: Pipeline) -> list[list[tuple[str, float]]]:
+    """What the prediction "answer" says, row by row: pairs of an answer and its probability, best first.
+
+    Args:
+      outputs: "answer" and "probability" [B, K] of a run that chooses from its vocabulary; "tokens" [B, K, L] and "log_prob" of
+        one that writes: the probability is then that of all words and the end. A beam's places without a sequence are left out.
+      pipeline: the run's.
+    """
+    if "tokens" in outputs:
+        log_prob = outputs["log_prob"].astype(np.float64)
+        return [
+            [
+                (pipeline.tokenizer.decode(tokens), round(math.exp(one), 4))
+                for tokens, one in zip(*row, strict=True)
+                if one > decoding.NEVER / 10
+            ]
+            for row in zip(outputs["tokens"], log_prob, strict=True)
+        ]
+    words = pipeline.answers.words
+    return [
+        [(words[k], round(float(p), 4)) for k, p in zip(*row, strict=True)]
+        for row in zip(outputs["answer"], outputs["probability"], strict=True)
+    ]
 
 
 make = Answers

@@ -141,14 +141,18 @@ def _constants(train: Any, images: int) -> dict[str, str]:
     return scores_lib.constant_captions([train.captions(i) for i in range(min(len(train), images))])
 
 
+def written(tokens: np.ndarray) -> np.ndarray:
+    """Texts that a run has written, as its task reads them: begun with BOS. [n, L] -> int32 [n, 1, L + 1]."""
+    starts = np.full((len(tokens), 1), text.BOS, np.int32)
+    return np.concatenate([starts, tokens], axis=1).astype(np.int32)[:, None]
+
+
 def attend(predict: Predict, images: Sequence[np.ndarray], tokens: np.ndarray, batch_size: int) -> np.ndarray:
     """Where the model looked while it wrote given captions. images: n x uint8 [H, W, 3]; tokens: [n, L] -> float [n, L, P].
 
     They go through in batches of `batch_size`, the last filled up: that divides over the mesh where their own number may not.
     """
-    starts = np.full((len(images), 1), text.BOS, np.int32)
-    tokens = np.concatenate([starts, tokens], axis=1).astype(np.int32)[:, None]
-    weights = []
+    tokens, weights = written(tokens), []
     for first in range(0, len(images), batch_size):
         rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
         batch = {"image": np.stack([images[row] for row in rows]), "tokens": tokens[rows]}

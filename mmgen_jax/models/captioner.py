@@ -6,6 +6,7 @@ image; a decoder works on N = B x C rows, row n belonging to image n // C. The i
 is never repeated: not for the captions, not for beams.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mmgen_jax.nn import attention, pixels, rnn
+from mmgen_jax.core import registry
+from mmgen_jax.nn import attention, fusion, pixels, rnn
 from mmgen_jax.nn.norm import LayerNorm
 from mmgen_jax.nn.transformer import DecoderBlock
 
@@ -148,17 +150,20 @@ class RnnDecoder(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     @nn.compact
-    def prepare(self, image: jax.Array) -> Memory:
-        """The image's part, once an image. image: [B, P, D] -> values [B, P, D], keys [B, P, A], and weights."""
+    def prepare(self, image: jax.Array, mask: jax.Array | None = None) -> Memory:
+        """The image's part, once an image. image: [B, P, D], or tokens of anything else that is seen or read; mask: bool [B, P],
+        false at positions that nobody looks at -> values [B, P, D], keys [B, P, A], and weights."""
         _check_heads(self.heads, "the tower's features", image.shape[-1])
         w, vectors = self._weights(image.shape[-1])
         values = image.astype(self.dtype)
         keys = values @ w["key_kernel"] + vectors.pop("key_bias")[None, None, :]
-        start = jnp.tanh(values.mean(axis=1) @ w["start_kernel"] + w["start_bias"][None, :])
+        mean = values.mean(axis=1) if mask is None else fusion.mean(fusion.Stream(values, mask))
+        start = jnp.tanh(mean @ w["start_kernel"] + w["start_bias"][None, :])
         if self.heads > 1:
             values = values @ w["value_kernel"]
         # The weights travel with the memory: cast and joined once, not once a word.
-        return {"values": values, "keys": keys, "start": start, "weights": w, **vectors}
+        memory = {"values": values, "keys": keys, "start": start, "weights": w, **vectors}
+        return memory if mask is None else {**memory, "mask": mask}
 
     def start(self, memory: Memory, rows: int, max_len: int) -> Carry:
         """State before the first word from the mean feature (the paper, section 3.1.2). -> leaves [N, F]."""
@@ -186,7 +191,7 @@ class RnnDecoder(nn.Module):
             )
         else:
             scores = attention.dot_scores(query, memory["keys"], self.heads)
-        context, weights = attention.weigh(scores, memory["values"])
+        context, weights = attention.weigh(scores, memory["values"], memory.get("mask"))
         context = rearrange(context, "b c d -> (b c) d")
         if self.gate != "none":
             context = context * jax.nn.sigmoid(beta + memory["gate_bias"][None, :])
@@ -271,10 +276,11 @@ class TransformerDecoder(nn.Module):
         self.out = nn.Dense(self.vocab_size, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
-    def prepare(self, image: jax.Array) -> Memory:
-        """Cross-attention's keys and values of all layers, once an image. image: [B, P, D] -> leaves [B, P, heads, F / heads]."""
+    def prepare(self, image: jax.Array, mask: jax.Array | None = None) -> Memory:
+        """Cross-attention's keys and values of all layers, once an image. image: [B, P, D]; mask: bool [B, P], false at positions
+        that nobody looks at -> leaves [B, P, heads, F / heads]."""
         image = self.image_norm(image)
-        return {"layers": [block.image(image) for block in self.blocks]}
+        return {"layers": [block.image(image, mask) for block in self.blocks]}
 
     def start(self, memory: Memory, rows: int, max_len: int) -> Carry:
         """An empty cache for `max_len` words. -> leaves [N, max_len, heads, F / heads] and position [N]."""
@@ -318,7 +324,51 @@ class TransformerDecoder(nn.Module):
 DECODERS = {"rnn": RnnDecoder, "transformer": TransformerDecoder}
 
 
-class Captioner(nn.Module):
+def make_decoder(spec: Mapping[str, Any], **more: Any) -> nn.Module:
+    """The decoder that a config's {"name": ..., fields} describes.
+
+    Args:
+      spec: a name of DECODERS, and its fields.
+      more: vocab_size, dtype.
+
+    Raises:
+      ValueError: unknown name or field; the message names the nearest one.
+    """
+    spec = dict(spec)
+    kind = registry.choose(DECODERS, spec.pop("name", ""), "decoder")
+    return registry.call(kind, spec, "task.model.decoder", **more)
+
+
+class Writer(nn.Module):
+    """What writes about something: a subclass has `encode`, and a field `decoder` that looks at what this returns."""
+
+    def encode(self, seen: Any, train: bool = False) -> Memory:
+        """The part of a text that is computed once for all of them. seen: arrays of B rows."""
+        raise NotImplementedError
+
+    def __call__(self, seen: Any, tokens: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Teacher forcing. tokens: int32 [B, C, T] -> logits [B, C, T, V], weights [B, C, T, H, P]."""
+        return self.write(self.encode(seen, train), tokens, train)
+
+    def write(self, memory: Memory, tokens: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """`teacher_force` of C texts for each row of the memory, in the shapes of `__call__`."""
+        logits, weights = self.teacher_force(memory, rearrange(tokens, "b c t -> (b c) t"), train)
+        return tuple(rearrange(x, "(b c) ... -> b c ...", b=len(tokens)) for x in (logits, weights))
+
+    def teacher_force(self, memory: Memory, tokens: jax.Array, train: bool = False):
+        """tokens: int32 [N, T] -> logits [N, T, V], weights [N, T, H, P]."""
+        return self.decoder.teacher_force(memory, tokens, train)
+
+    def start(self, memory: Memory, rows: int, max_len: int) -> Carry:
+        """The carry before the first of at most `max_len` words, for `rows` = B x K rows."""
+        return self.decoder.start(memory, rows, max_len)
+
+    def step(self, memory: Memory, tokens: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
+        """The decoding contract. tokens: int32 [N]; carry: leaves [N, ...] -> logits [N, V], carry."""
+        return self.decoder.step(memory, tokens, carry)
+
+
+class Captioner(Writer):
     """A tower and a decoder.
 
     Attributes:
@@ -363,23 +413,3 @@ class Captioner(nn.Module):
     def encode(self, image: jax.Array, train: bool = False) -> Memory:
         """The image's part of a caption, computed once. image: uint8 [B, H, W, 3]."""
         return self.decoder.prepare(self.features(image, train))
-
-    def __call__(
-        self, image: jax.Array, tokens: jax.Array, train: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
-        """Teacher forcing. image: uint8 [B, H, W, 3]; tokens: int32 [B, C, T] -> logits [B, C, T, V], weights [B, C, T, H, P]."""
-        memory = self.encode(image, train)
-        logits, weights = self.teacher_force(memory, rearrange(tokens, "b c t -> (b c) t"), train)
-        return tuple(rearrange(x, "(b c) ... -> b c ...", b=len(image)) for x in (logits, weights))
-
-    def teacher_force(self, memory: Memory, tokens: jax.Array, train: bool = False):
-        """tokens: int32 [N, T] -> logits [N, T, V], weights [N, T, H, P]."""
-        return self.decoder.teacher_force(memory, tokens, train)
-
-    def start(self, memory: Memory, rows: int, max_len: int) -> Carry:
-        """The carry before the first of at most `max_len` words, for `rows` = B x K rows."""
-        return self.decoder.start(memory, rows, max_len)
-
-    def step(self, memory: Memory, tokens: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
-        """The decoding contract. tokens: int32 [N]; carry: leaves [N, ...] -> logits [N, V], carry."""
-        return self.decoder.step(memory, tokens, carry)

@@ -1,7 +1,7 @@
 """A classifier of any number of modalities: a tower each, what fuses them, and heads; early, late, or both."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -100,8 +100,8 @@ class Places(nn.Module):
         return rearrange(grid, "b h w d -> b (h w) d")
 
 
-class Multimodal(nn.Module):
-    """Towers, fusion and heads. With one modality it is that modality's baseline.
+class Towers(nn.Module):
+    """A tower a modality: what a network of several modalities begins with.
 
     What a modality is shows its input: uint8 is pixels, [B, H, W, 3] or a clip's [B, F, H, W, 3], of which "frame_mask" bool
     [B, F] may say what only pads it; int32 [B, T] is a text; float32 goes to its tower as it is.
@@ -109,14 +109,6 @@ class Multimodal(nn.Module):
     Attributes:
       towers: {modality: a tower}, each with the result [B, D], tokens [B, P, D] or a grid [B, H, W, D].
       modalities: their order, which is the fusion's; the first is the one that others look at.
-      classes: K.
-      fusion: see nn/fusion.py; None at the level "late".
-      level: "early": one head on the fused vector; "late": a head a modality on the mean of its tokens, combined; "hybrid": the
-        fused head is combined with those.
-      combine, probability: see `combine`.
-      heads: the level "early" has a head a modality too, beside the decision, for losses of their own.
-      probes: modalities whose head, at the level "early", only watches: its gradient stops before the tower.
-      hidden, dropout: of the heads; 0 hidden features: one layer.
       modality_dropout: rate at which a row goes without a modality in training, never without all (Neverova et al., 2016,
         section 4.2); needs the rng "dropout".
       position: grids get a learned vector a row and one a column.
@@ -127,15 +119,6 @@ class Multimodal(nn.Module):
 
     towers: Mapping[str, nn.Module]
     modalities: tuple[str, ...]
-    classes: int
-    fusion: nn.Module | None = None
-    level: str = "early"
-    combine: str = "mean"
-    probability: str = "softmax"
-    heads: bool = False
-    probes: tuple[str, ...] = ()
-    hidden: int = 0
-    dropout: float = 0.0
     modality_dropout: float = 0.0
     position: bool = True
     pixels: str = "imagenet"
@@ -143,15 +126,7 @@ class Multimodal(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        head = (self.classes, self.hidden, self.dropout, self.dtype)
         self.places = {name: Places(self.dtype) for name in self.modalities}
-        self.head = None if self.level == "late" else Head(*head)
-        own = self.heads or self.level != "early"
-        self.own = {name: Head(*head) for name in self.modalities} if own else {}
-        self.weights = None
-        if self.level != "early" and self.combine == "weights":
-            count = len(self.modalities) + (self.level == "hybrid")
-            self.weights = self.param("weights", nn.initializers.zeros_init(), (count,), jnp.float32)
 
     def streams(
         self, inputs: Mapping[str, jax.Array], present: jax.Array | None, train: bool
@@ -202,6 +177,42 @@ class Multimodal(nn.Module):
         if padded:
             mask = mask & tower.token_mask(frames, y.shape[1])
         return Stream(y, mask)
+
+
+class Multimodal(Towers, kw_only=True):
+    """Towers, fusion and heads. With one modality it is that modality's baseline.
+
+    Attributes:
+      classes: K.
+      fusion: see nn/fusion.py; None at the level "late".
+      level: "early": one head on the fused vector; "late": a head a modality on the mean of its tokens, combined; "hybrid": the
+        fused head is combined with those.
+      combine, probability: see `combine`.
+      heads: the level "early" has a head a modality too, beside the decision, for losses of their own.
+      probes: modalities whose head, at the level "early", only watches: its gradient stops before the tower.
+      hidden, dropout: of the heads; 0 hidden features: one layer.
+    """
+
+    classes: int
+    fusion: nn.Module | None = None
+    level: str = "early"
+    combine: str = "mean"
+    probability: str = "softmax"
+    heads: bool = False
+    probes: tuple[str, ...] = ()
+    hidden: int = 0
+    dropout: float = 0.0
+
+    def setup(self):
+        super().setup()
+        head = (self.classes, self.hidden, self.dropout, self.dtype)
+        self.head = None if self.level == "late" else Head(*head)
+        own = self.heads or self.level != "early"
+        self.own = {name: Head(*head) for name in self.modalities} if own else {}
+        self.weights = None
+        if self.level != "early" and self.combine == "weights":
+            count = len(self.modalities) + (self.level == "hybrid")
+            self.weights = self.param("weights", nn.initializers.zeros_init(), (count,), jnp.float32)
 
     def __call__(
         self, inputs: Mapping[str, jax.Array], present: jax.Array | None = None, *, train: bool = False
@@ -269,24 +280,16 @@ def make(
     """
     for options, value, what in ((LEVELS, level, "level"), (COMBINE, combine, "combine")):
         registry.choose(dict.fromkeys(options), value, f"task.model.{what}")
-    modalities = tuple(modalities)
-    if not modalities or len(set(modalities)) < len(modalities):
-        raise ValueError(f"task.model.modalities is {modalities}: at least one, and none twice.")
     if (fusion is None) != (level == "late"):
         raise ValueError(
             f'task.model.level is "{level}": "late" has no fusion, "early" and "hybrid" need task.model.fusion.'
         )
-    built = {}
-    for name in modalities:
-        tower = registry.choose(towers, name, "modality in task.model.towers")
-        built[name] = registry.build("nn", tower, dtype=dtype, **_given(tower, tokenizer, axis))
     if fusion is not None:
         fusion = fusion_lib.build(fusion, "task.model.fusion", dtype=dtype)
     return Multimodal(
-        FrozenDict(built),
-        modalities,
-        classes,
-        fusion,
+        **build_towers(towers, modalities, tokenizer=tokenizer, dtype=dtype, axis=axis),
+        classes=classes,
+        fusion=fusion,
         level=level,
         combine=combine,
         probability=probability,
@@ -297,9 +300,30 @@ def make(
         modality_dropout=modality_dropout,
         position=position,
         pixels=pixels,
-        eos=tokenizer.eos,
-        dtype=dtype,
     )
+
+
+def build_towers(
+    towers: Mapping[str, Mapping[str, Any]],
+    modalities: Sequence[str],
+    *,
+    tokenizer: Any,
+    dtype: Any,
+    axis: str | None,
+) -> dict[str, Any]:
+    """The fields of `Towers` that a config's towers make; for the arguments see `make`.
+
+    Raises:
+      ValueError: a name or field that is unknown, or one that is missing.
+    """
+    modalities = tuple(modalities)
+    if not modalities or len(set(modalities)) < len(modalities):
+        raise ValueError(f"task.model.modalities is {modalities}: at least one, and none twice.")
+    built = {}
+    for name in modalities:
+        tower = registry.choose(towers, name, "modality in task.model.towers")
+        built[name] = registry.build("nn", tower, dtype=dtype, **_given(tower, tokenizer, axis))
+    return {"towers": FrozenDict(built), "modalities": modalities, "eos": tokenizer.eos, "dtype": dtype}
 
 
 def _given(tower: Mapping[str, Any], tokenizer: Any, axis: str | None) -> dict[str, Any]:

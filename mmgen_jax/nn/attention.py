@@ -39,11 +39,19 @@ def dot_scores(query: jax.Array, keys: jax.Array, heads: int) -> jax.Array:
     return jnp.einsum("bcha,bpha->bchp", query, keys) * query.shape[-1] ** -0.5
 
 
-def weigh(scores: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def hide(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Scores so low that a softmax gives them nothing, where the mask is false. float32, and finite if all are."""
+    return jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+
+
+def weigh(scores: jax.Array, values: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Softmax over positions in float32, and the weighted sum of the values, each head over its slice of features.
 
-    scores: [B, C, heads, P]; values: [B, P, D] -> context [B, C, D], weights [B, C, heads, P].
+    scores: [B, C, heads, P]; values: [B, P, D]; mask: bool [B, P], false at positions that nobody looks at -> context
+    [B, C, D], weights [B, C, heads, P].
     """
+    if mask is not None:
+        scores = hide(scores, mask[:, None, None])
     weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
     heads = scores.shape[2]
     if heads == 1:

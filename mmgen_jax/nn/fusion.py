@@ -100,7 +100,7 @@ class _Fusion(nn.Module):
         return Stream(repeat(token.astype(self.dtype), "d -> b 1 d", b=rows), jnp.ones((rows, 1), jnp.bool_))
 
 
-def _joined(streams: Sequence[Stream]) -> Stream:
+def joined(streams: Sequence[Stream]) -> Stream:
     """All tokens in one row. M streams [B, P_m, D] -> [B, sum P_m, D]."""
     return Stream(*(jnp.concatenate(parts, axis=1) for parts in zip(*streams, strict=True)))
 
@@ -261,15 +261,9 @@ class Guide(nn.Module):
         query = dense("query")(LayerNorm(self.dtype, name="norm")(x))
         tokens = LayerNorm(self.dtype, name="memory_norm")(memory.tokens)
         scores = attention.dot_scores(query, dense("key")(tokens), self.heads)
-        scores = _hide(scores.astype(jnp.float32), memory.mask[:, None, None])
-        context, weights = attention.weigh(scores, dense("value")(tokens))
+        context, weights = attention.weigh(scores, dense("value")(tokens), memory.mask)
         branch = nn.Dropout(self.dropout, deterministic=not train)(dense("out")(context))
         return x + _where(memory, branch, 0.0), _where(memory, weights.mean(axis=2), 0.0)
-
-
-def _hide(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Scores so low that a softmax gives them nothing, where the mask is false. float32, and finite if all are."""
-    return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
 
 
 def _look(scores: jax.Array, stream: Stream) -> tuple[jax.Array, jax.Array]:
@@ -277,7 +271,7 @@ def _look(scores: jax.Array, stream: Stream) -> tuple[jax.Array, jax.Array]:
 
     scores: [B, P, 1] -> [B, D], float32 [B, P].
     """
-    scores = _hide(scores[..., 0].astype(jnp.float32), stream.mask)
+    scores = attention.hide(scores[..., 0], stream.mask)
     weights = _where(stream, jax.nn.softmax(scores, axis=-1), 0.0)
     return jnp.einsum("bp,bpd->bd", weights.astype(stream.tokens.dtype), stream.tokens), weights
 
@@ -325,7 +319,7 @@ class CrossAttention(_Attentive):
     @nn.compact
     def __call__(self, streams: Sequence[Stream], *, train: bool) -> Fused:
         first, *others = self._tokens(streams)
-        asking = _joined([self._learned("summary", len(first.tokens)), *others])
+        asking = joined([self._learned("summary", len(first.tokens)), *others])
         asking, weights = self._guided(asking, first, train)
         return Fused(LayerNorm(self.dtype, name="norm")(asking.tokens[:, 0]), weights[:, 0])
 
@@ -357,7 +351,7 @@ class CoAttention(_Attentive):
             _Encoder(self.layers, self._fields, name=f"encoder{i + 2}")(stream, train=train)
             for i, stream in enumerate(others)
         ]
-        memory = _joined(others) if others else None
+        memory = joined(others) if others else None
         first, _ = self._guided(first, memory, train)
         total, weights = 0.0, None
         for i, stream in enumerate([first, *others]):
@@ -382,7 +376,7 @@ class Merged(_Attentive):
 
     @nn.compact
     def __call__(self, streams: Sequence[Stream], *, train: bool) -> Fused:
-        x = _joined([self._learned("summary", len(streams[0].tokens)), *self._tokens(streams)])
+        x = joined([self._learned("summary", len(streams[0].tokens)), *self._tokens(streams)])
         mask = x.mask[:, None, None]
         tokens = stack(x.tokens, mask, depth=self.layers, train=train, **self._fields)
         return Fused(LayerNorm(self.dtype, name="norm")(tokens[:, 0]))
@@ -412,7 +406,7 @@ class Mac(_Fusion):
     def __call__(self, streams: Sequence[Stream], *, train: bool) -> Fused:
         del train
         seen, *others = self._tokens(streams)
-        words = _joined([self._learned("word", len(seen.tokens)), *others])
+        words = joined([self._learned("word", len(seen.tokens)), *others])
         control, memory = (
             self._learned(name, len(seen.tokens)).tokens[:, 0] for name in ("control0", "memory0")
         )

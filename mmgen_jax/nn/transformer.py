@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mmgen_jax.core import registry, sharding
-from mmgen_jax.nn.attention import self_attention
+from mmgen_jax.nn.attention import hide, self_attention
 from mmgen_jax.nn.norm import LayerNorm
 
 # CLIP's quick_gelu is the sigmoid approximation of Hendrycks and Gimpel (2016), section 2; gelu_tanh is their other one.
@@ -176,10 +176,12 @@ class DecoderBlock(nn.Module):
     def _heads(self, x: jax.Array) -> jax.Array:
         return rearrange(x, "n t (h d) -> n t h d", h=self.heads)
 
-    def image(self, image: jax.Array) -> dict[str, jax.Array]:
-        """Cross-attention's keys and values of an image. image: [B, P, D] -> leaves [B, P, heads, F / heads]."""
+    def image(self, image: jax.Array, mask: jax.Array | None = None) -> dict[str, jax.Array]:
+        """Cross-attention's keys and values of an image. image: [B, P, D]; mask: bool [B, P], false at positions that nobody
+        looks at, which goes along -> leaves [B, P, heads, F / heads]."""
         key, value = jnp.split(self.cross_kv(image), 2, axis=-1)
-        return {"key": self._heads(key), "value": self._heads(value)}
+        memory = {"key": self._heads(key), "value": self._heads(value)}
+        return memory if mask is None else {**memory, "mask": mask}
 
     def __call__(
         self,
@@ -219,6 +221,8 @@ class DecoderBlock(nn.Module):
         images, length = len(image["key"]), query.shape[1]
         query = rearrange(query, "(b c) t h d -> b (c t) h d", b=images)
         scores = jnp.einsum("bqhd,bphd->bhqp", query, image["key"]) * query.shape[-1] ** -0.5
+        if "mask" in image:
+            scores = hide(scores, image["mask"][:, None, None])
         weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
         out = jnp.einsum("bhqp,bphd->bqhd", weights.astype(query.dtype), image["value"])
         return (

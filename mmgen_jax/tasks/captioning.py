@@ -39,10 +39,8 @@ def make_model(
     axis: str | None = None,
 ) -> captioner.Captioner:
     """Build the captioner that a config describes; `name` says which tower (a file in nn/) and which decoder."""
-    decoder = dict(decoder)
     tower = registry.build("nn", encoder, dtype=dtype, axis_name=axis)
-    kind = registry.choose(captioner.DECODERS, decoder.pop("name"), "decoder")
-    writer = registry.call(kind, decoder, "task.model.decoder", vocab_size=vocab_size, dtype=dtype)
+    writer = captioner.make_decoder(decoder, vocab_size=vocab_size, dtype=dtype)
     return captioner.Captioner(
         tower, writer, grid=grid, position=position, dropout=dropout, pixels=pixels, dtype=dtype
     )
@@ -67,69 +65,52 @@ def make_matcher(*, tokenizer: Any, dtype: Any, **model: Any) -> Matcher:
     return Matcher(init, losses)
 
 
-def _seen(batch: Batch) -> jax.Array:
-    """What is captioned: images [B, H, W, 3], or videos [B, F, H, W, 3].
+class Writing(Task):
+    """Maximise the probability of texts about what is seen, and write them: what captions and generated answers share.
 
-    Raises:
-      ValueError: the videos are padded, and the decoder would look at what pads them.
-    """
-    if "frame_mask" in batch:
-        raise ValueError(
-            'A captioner\'s decoder looks at every frame, also at those that pad a short video: leave too_short="pad" out of '
-            "frames(...), which then sets short videos aside, or sample fewer frames."
-        )
-    return batch["video"] if "video" in batch else batch["image"]
-
-
-class Captioning(Task):
-    """Maximise the probability of an image's, or a video's, captions.
+    A subclass sets `model`, a `captioner.Writer`, and has `seen`.
 
     Args:
-      model: see `make_model`; `init_from` in the encoder's part starts it from other weights.
       decode: how "generate" writes, see `search`.
       label_smoothing: see losses/sequence.py.
-      doubly_stochastic: lambda of the attention penalty, a caption's sum over its number of words.
+      doubly_stochastic: lambda of the attention penalty, a text's sum over its number of words.
       scheduled_sampling: the share of the model's own words in the inputs at the end of training; it rises linearly from 0 over
         `scheduled_steps`.
-      dtype: "float32" or "bfloat16", of the computation.
     """
+
+    model: captioner.Writer
 
     def __init__(
         self,
         *,
-        model: Mapping[str, Any],
         decode: Mapping[str, Any],
         label_smoothing: float = 0.0,
         doubly_stochastic: float = 0.0,
         scheduled_sampling: float = 0.0,
         scheduled_steps: int = 1,
-        dtype: str = "float32",
         optimizer: Optimizer,
         layout: Layout,
-        context: Mapping[str, Any],
     ):
         super().__init__(optimizer, layout)
-        vocab_size = context["tokenizer"].vocab_size
-        dtype = registry.choose(DTYPES, dtype, "dtype")
-        model, self.init_from = take_init_from(model)
-        self.model = registry.call(
-            make_model, model, "task.model", vocab_size=vocab_size, dtype=dtype, axis=self.axis
-        )
         self._label_smoothing, self._doubly_stochastic = label_smoothing, doubly_stochastic
         self._scheduled_sampling, self._scheduled_steps = scheduled_sampling, scheduled_steps
         generate = registry.call(self.search, decode, "task.decode")
         self.predict = {"loss": self._predict_loss, "generate": generate, "attend": self._predict_attend}
 
+    def seen(self, batch: Batch) -> Any:
+        """Of a batch, what the model's `encode` takes: arrays of B rows."""
+        raise NotImplementedError
+
     def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
-        return {"model": self.model.init(rng, _seen(batch), batch["tokens"][:, :, :-1])}
+        return {"model": self.model.init(rng, self.seen(batch), batch["tokens"][:, :, :-1])}
 
     def loss(self, params, variables, batch, rng, step):
         mutable = list(variables["model"])
         dropout, schedule = jax.random.split(rng)
         every = {"params": params["model"], **variables["model"]}
 
-        def apply(module, image, inputs):
-            memory = module.encode(image, train=True)
+        def apply(module, seen, inputs):
+            memory = module.encode(seen, train=True)
             rows = rearrange(inputs, "b c t -> (b c) t")
             if self._scheduled_sampling:
                 carry = module.start(memory, *rows.shape)
@@ -138,11 +119,11 @@ class Captioning(Task):
                     lambda words, carry: module.step(memory, words, carry), carry, rows, rate, schedule
                 )
             logits, weights = module.teacher_force(memory, rows, train=True)
-            return tuple(rearrange(x, "(b c) ... -> b c ...", b=len(image)) for x in (logits, weights))
+            return tuple(rearrange(x, "(b c) ... -> b c ...", b=len(inputs)) for x in (logits, weights))
 
         (logits, weights), updated = self.model.apply(
             every,
-            _seen(batch),
+            self.seen(batch),
             batch["tokens"][:, :, :-1],
             method=apply,
             mutable=mutable,
@@ -181,7 +162,7 @@ class Captioning(Task):
         min_len: int = 0,
         no_repeat: int = 0,
     ):
-        """A prediction that writes captions: beam search, or with a temperature n_best samples, or greedy.
+        """A prediction that writes texts: beam search, or with a temperature n_best samples, or greedy.
 
         Returns:
           fn(params, variables, batch, rng) -> {"tokens" [B, n_best, L], "log_prob", "score", "finished" [B, n_best]}.
@@ -210,20 +191,20 @@ class Captioning(Task):
 
         def generate(params, variables, batch, rng):
             every = {"params": params["model"], **variables["model"]}
-            seen = _seen(batch)
+            seen = self.seen(batch)
             memory = self.model.apply(every, seen, method="encode")
-            images = len(seen)
-            carry = self.model.apply(every, memory, images * width, max_len, method="start")
+            rows = len(jax.tree.leaves(seen)[0])
+            carry = self.model.apply(every, memory, rows * width, max_len, method="start")
 
             def step(tokens, carry):
                 return self.model.apply(every, memory, tokens, carry, method="step")
 
             if temperature or beam == 1:
                 options = dict(samples=width, temperature=temperature, top_k=top_k, top_p=top_p)
-                decoded = decoding.sample(step, carry, rng, rules, batch=images, **options)
+                decoded = decoding.sample(step, carry, rng, rules, batch=rows, **options)
             else:
                 options = dict(beam=beam, n_best=n_best, length_penalty=length_penalty)
-                decoded = decoding.beam_search(step, carry, rules, batch=images, **options)
+                decoded = decoding.beam_search(step, carry, rules, batch=rows, **options)
             return {
                 "tokens": decoded.tokens,
                 "log_prob": decoded.log_prob,
@@ -235,7 +216,7 @@ class Captioning(Task):
 
     def _forward(self, params, variables, batch):
         every = {"params": params["model"], **variables["model"]}
-        return self.model.apply(every, _seen(batch), batch["tokens"][:, :, :-1])
+        return self.model.apply(every, self.seen(batch), batch["tokens"][:, :, :-1])
 
     def _predict_loss(self, params, variables, batch, rng):
         """Nats of every target token, 0 where padding. -> {"nll": [B, C, T]}."""
@@ -249,6 +230,59 @@ class Captioning(Task):
         del rng
         _, weights = self._forward(params, variables, batch)
         return {"weights": weights.mean(axis=-2)}
+
+
+class Captioning(Writing):
+    """Maximise the probability of an image's, or a video's, captions.
+
+    Args:
+      model: see `make_model`; `init_from` in the encoder's part starts it from other weights.
+      decode, label_smoothing, doubly_stochastic, scheduled_sampling, scheduled_steps: see `Writing`.
+      dtype: "float32" or "bfloat16", of the computation.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Mapping[str, Any],
+        decode: Mapping[str, Any],
+        label_smoothing: float = 0.0,
+        doubly_stochastic: float = 0.0,
+        scheduled_sampling: float = 0.0,
+        scheduled_steps: int = 1,
+        dtype: str = "float32",
+        optimizer: Optimizer,
+        layout: Layout,
+        context: Mapping[str, Any],
+    ):
+        super().__init__(
+            decode=decode,
+            label_smoothing=label_smoothing,
+            doubly_stochastic=doubly_stochastic,
+            scheduled_sampling=scheduled_sampling,
+            scheduled_steps=scheduled_steps,
+            optimizer=optimizer,
+            layout=layout,
+        )
+        vocab_size = context["tokenizer"].vocab_size
+        dtype = registry.choose(DTYPES, dtype, "dtype")
+        model, self.init_from = take_init_from(model)
+        self.model = registry.call(
+            make_model, model, "task.model", vocab_size=vocab_size, dtype=dtype, axis=self.axis
+        )
+
+    def seen(self, batch: Batch) -> jax.Array:
+        """What is captioned: images [B, H, W, 3], or videos [B, F, H, W, 3].
+
+        Raises:
+          ValueError: the videos are padded, and the decoder would look at what pads them.
+        """
+        if "frame_mask" in batch:
+            raise ValueError(
+                'A captioner\'s decoder looks at every frame, also at those that pad a short video: leave too_short="pad" out of '
+                "frames(...), which then sets short videos aside, or sample fewer frames."
+            )
+        return batch["video"] if "video" in batch else batch["image"]
 
 
 make = Captioning

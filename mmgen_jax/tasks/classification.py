@@ -86,7 +86,7 @@ class Decision(Task):
     ) -> multimodal.Multimodal:
         """The model that a config describes for `multimodal.make`, with heads as the losses want them; what `init_from` in it, in
         its fusion or in a tower names is taken out."""
-        model, self.init_from = _take_init_from(model)
+        model, self.init_from = take_init_from_towers(model)
         modalities = tuple(model.get("modalities", ()))
         for name in self._own_loss:
             registry.choose(dict.fromkeys(modalities), name, "modality in task.own_loss")
@@ -254,7 +254,7 @@ def _modulation(*, alpha: float | None = None, noise: bool = True) -> tuple[floa
     return alpha, noise
 
 
-def _take_init_from(model: Mapping[str, Any]) -> tuple[dict, dict]:
+def take_init_from_towers(model: Mapping[str, Any]) -> tuple[dict, dict]:
     """As `take_init_from`, with the towers one level further down."""
     model, found = take_init_from(model)
     if "towers" not in model:

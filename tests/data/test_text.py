@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from mmgen_jax.data import text
+from mmgen_jax.data import text, transforms
 
 CAPTIONS = [
     "A dog runs on the grass.",
@@ -226,3 +226,102 @@ def test_clip_vocabulary_errors_name_the_file_and_the_remedy(clip_path, tmp_path
         bad.write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.txt is not the whole vocabulary of CLIP .* again"):
             text.train({"name": "clip", "path": str(bad)}, [])
+
+
+PIECES = [
+    *("[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##aff", "##able", "a", "dog", "##s", "'", ",", "?", "!"),
+    *("##ing", "run", "##n", "cafe", "2", "##0", "\u6771", "what", "is", "-", "<", ">", "A", "caf\u00e9", "straße", "[", "]"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def pieces_path(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def wordpiece(pieces_path):
+    return text.train({"name": "wordpiece", "path": str(pieces_path)}, [])
+
+
+def ids_of(*pieces):
+    return [PIECES.index(piece) for piece in pieces]
+
+
+@pytest.mark.parametrize(
+    ("said", "pieces"),
+    [
+        ("What is unaffable?", ["what", "is", "un", "##aff", "##able", "?"]),
+        ("Dogs' running", ["dog", "##s", "'", "run", "##n", "##ing"]),
+        (
+            "a  caf\u00e9\t\u6771\u4eac",
+            ["a", "cafe", "\u6771", "[UNK]"],
+        ),  # accents go, Chinese characters stand alone
+        (
+            "dogaffx 20-2",
+            ["[UNK]", "2", "##0", "-", "2"],
+        ),  # a word that does not come out even is unknown as a whole
+        ("a" * 101, ["[UNK]"]),
+        ("", []),
+    ],
+)
+def test_word_pieces_by_the_rules(wordpiece, said, pieces):
+    assert wordpiece.encode(said) == ids_of(*pieces)
+
+
+def test_word_pieces_have_the_ids_around_a_text_that_published_weights_know(wordpiece, pieces_path):
+    assert (wordpiece.pad, wordpiece.bos, wordpiece.eos, wordpiece.vocab_size) == (0, 3, 4, len(PIECES))
+    row = transforms.question(6, tokenizer=wordpiece)({"question": "a dog?"}, np.random.default_rng(0))[
+        "question"
+    ]
+    assert row.tolist() == ids_of("[CLS]", "a", "dog", "?", "[SEP]", "[PAD]")
+    assert wordpiece.decode(row) == "a dog ?"
+    assert wordpiece.pieces(row) == ["a", "dog", "?"]
+    assert wordpiece.decode(ids_of("un", "##aff", "##able", "[UNK]", "dog", "##s")) == "unaffable dogs"
+    assert wordpiece.unknown("a Zebra, a dog") == ["Zebra"]
+    cased = text.train({"name": "wordpiece", "path": str(pieces_path), "lowercase": False}, [])
+    assert (
+        cased.encode("A caf\u00e9 a") == ids_of("A", "caf\u00e9", "a")
+        and cased.fingerprint != wordpiece.fingerprint
+    )
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_word_pieces_equal_transformers(pieces_path, lowercase):
+    transformers = pytest.importorskip("transformers")
+    ours = text.train({"name": "wordpiece", "path": str(pieces_path), "lowercase": lowercase}, [])
+    vocab = {piece: k for k, piece in enumerate(PIECES)}
+    theirs = transformers.BertTokenizer(vocab=vocab, do_lower_case=lowercase)
+    said = [
+        *CAPTIONS,
+        *ODD,
+        *HARD,
+        "unaffable dogs",
+        "A caf\u00e9 Straße",
+        "what is[SEP] [MASK] a",
+        "a\u0301 \x00\ufffd\u200d!",
+    ]
+    for one in said:
+        assert [ours.bos, *ours.encode(one), ours.eos] == theirs(one)["input_ids"], repr(one)
+
+
+def test_word_pieces_are_saved_and_loaded(wordpiece, tmp_path):
+    wordpiece.save(tmp_path / "tokenizer.json")
+    loaded = text.load(tmp_path / "tokenizer.json")
+    assert loaded.fingerprint == wordpiece.fingerprint and loaded.eos == wordpiece.eos
+    assert [loaded.encode(one) for one in ODD] == [wordpiece.encode(one) for one in ODD]
+
+
+def test_word_piece_vocabulary_errors_name_the_file_and_the_remedy(tmp_path):
+    def read(content):
+        (tmp_path / "bad.txt").write_text(content, encoding="utf-8")
+        text.train({"name": "wordpiece", "path": str(tmp_path / "bad.txt")}, [])
+
+    with pytest.raises(FileNotFoundError, match=r"No vocabulary at nowhere.*the vocab.txt that lies"):
+        text.train({"name": "wordpiece", "path": "nowhere"}, [])
+    with pytest.raises(ValueError, match=r"bad.txt is not a whole vocabulary of word pieces \(no \[SEP\]\)"):
+        read("[PAD]\n[UNK]\n[CLS]\n")
+    with pytest.raises(ValueError, match=r"\(a piece twice\). Copy the weights' vocab.txt again"):
+        read("\n".join([*PIECES, "dog"]))

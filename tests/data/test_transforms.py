@@ -591,3 +591,31 @@ def test_description():
         parse("description(1)", CONTEXT)
     with pytest.raises(ValueError, match=r"description: the example '' has no captions"):
         apply("description(6)", {"image": photo(), "captions": []})
+
+
+def test_written_answer():
+    """One annotator's answer, as often as it was given, or that of most; framed and cut as a caption is."""
+    tokenizer = text.train({"name": "words", "min_count": 1}, ["red", "dark red", "blue"])
+    example = {"image": np.zeros((2, 2, 3), np.uint8), "question": np.zeros(3, np.int32), "name": "x"}
+    example["answers"] = ["red"] * 6 + ["Dark red"] * 3 + ["blue"]
+    frame = lambda *words: [text.BOS, *tokenizer.encode(" ".join(words)), text.EOS]
+    draw, rng = transforms.written_answer(3, tokenizer=tokenizer), np.random.default_rng(0)
+    rows = [draw(example, rng)["tokens"] for _ in range(1000)]
+    assert {row.shape for row in rows} == {(1, 4)} and rows[0].dtype == np.int32
+    drawn = [tuple(row[0]) for row in rows]
+    share = [
+        drawn.count((*frame(*words), *[text.PAD] * (2 - len(words)))) / 1000
+        for words in (["red"], ["dark", "red"], ["blue"])
+    ]
+    np.testing.assert_allclose(share, [0.6, 0.3, 0.1], atol=0.05)
+    most = transforms.parse("written_answer(2, which='most')", {"tokenizer": tokenizer})
+    made = most[1](most[0](example, rng), rng)
+    assert made["tokens"].tolist() == [frame("red")] and made.keys() == {"image", "question", "tokens"}
+    cut = transforms.written_answer(2, "most", tokenizer=tokenizer)
+    assert cut({**example, "answers": ["dark red blue"]}, rng)["tokens"].tolist() == [
+        frame("dark", "red")[:-1]
+    ]
+    with pytest.raises(ValueError, match=r"written_answer: the example 'x' has no answers"):
+        draw({**example, "answers": []}, rng)
+    with pytest.raises(ValueError, match=r'written_answer: unknown which="first"'):
+        transforms.written_answer(2, "first", tokenizer=tokenizer)

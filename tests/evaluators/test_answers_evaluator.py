@@ -133,6 +133,27 @@ def test_multiple_choice(make, tmp_path):
     assert "multiple choice" in evaluator.signature(step=1)
 
 
+def test_written_answers(make, tmp_path):
+    """A run that writes needs no vocabulary: nothing is outside of its reach. Of a beam the first counts."""
+    evaluator = make(pictures=0)
+    tokenizer = evaluator.pipeline.tokenizer
+
+    def predict(name, batch):
+        assert name == "answer"
+        tokens = np.zeros((BATCH, 2, 4), np.int32)
+        for row, shown in zip(tokens, batch["image"][:, 0, 0, 0], strict=True):
+            ids = tokenizer.encode(WORDS[shown])
+            row[0, : len(ids) + 1] = [*ids, tokenizer.eos]
+        log_prob = np.float32([[np.log(0.7), -1e30]] * BATCH)
+        return {"tokens": tokens, "log_prob": log_prob, "finished": log_prob > -9}, batch
+
+    scores = evaluator.run(predict, tmp_path / "x.png")
+    assert scores["accuracy"] == pytest.approx(0.8) and scores["finished"] == 1.0 and "outside" not in scores
+    table = evaluator.table(scores)
+    assert table["accuracy"].ceiling == 100 and table["finished"].value == 100
+    assert evaluator.records[2]["answer"] == "red" and evaluator.records[2]["probability"] == 0.7
+
+
 def test_a_source_without_questions(make, tmp_path):
     evaluator = make("scenes")
     with pytest.raises(

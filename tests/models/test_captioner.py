@@ -256,6 +256,30 @@ def test_gradient_against_finite_differences(fields):
         np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "decoder", [*(rnn(**fields) for fields in DECODERS[:2]), transformer()],
+    ids=[*map(name_of, DECODERS[:2]), "transformer"],
+)  # fmt: skip
+def test_hidden_positions_are_as_if_they_were_not_there(decoder):
+    """Whatever they hold, word by word too."""
+    variables = parameters(decoder)
+    mask = np.arange(P)[None] < np.array([[P - 2], [P - 2]])
+    image = np.where(mask[..., None], IMAGE, 9.0).astype(np.float32)
+
+    @jax.jit
+    def run(variables, image, mask):
+        memory = decoder.apply(variables, image, mask, method="prepare")
+        logits, weights = decoder.apply(variables, memory, TOKENS, False, method="teacher_force")
+        carry = decoder.apply(variables, memory, B * C, T, method="start")
+        return logits, weights, decoder.apply(variables, memory, TOKENS[:, 0], carry, method="step")[0]
+
+    logits, weights, first = run(variables, image, mask)
+    expected, _ = apply(decoder, variables, IMAGE[:, : P - 2], TOKENS)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(first, logits[:, 0], rtol=1e-4, atol=1e-5)
+    assert weights.shape[-1] == P and not np.asarray(weights)[..., P - 2 :].any()
+
+
 TOWERS = {
     "convnet": {"widths": (8, 8)},
     "resnet": {"stages": (1, 1), "block": "basic", "width": 8, "stem": "small"},
