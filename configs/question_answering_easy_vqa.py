@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         fusion="mac",
         level="early",
         modalities="image+question",
-        steps=1500,
+        steps=3000,
         batch_size=128,
     )
     tiny = "tiny," if arg.tiny else ""
@@ -43,10 +43,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     with config.unlocked():
         config.task.model.towers.question.max_len = MAX_LEN
-        if not arg.tiny:  # there is one thing to see: four positions a side are enough
-            config.task.model.towers.image.update(widths=(16, 32, 64, 128), blocks=0)
+        if not arg.tiny:  # there is one thing to see, of up to half the picture: it is seen whole, from 2 x 2 positions
+            config.task.model.towers.image.widths = (16, 32, 64, 128, 256)
         config.data.source = questions("but 1/10")
-        config.data.transforms = f"decode | question({MAX_LEN}) | answers"
+        config.data.transforms = f"decode | flip | question({MAX_LEN}) | answers"
         config.data.tokenizer = dict(name="words", min_count=1)
         config.data.answers = dict(size=13)
         config.data.shuffle = True
@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             held_out=dict(
                 name="answers",
                 source=questions("held out 1/10"),
-                transforms=config.data.transforms,
+                transforms=f"decode | question({MAX_LEN}) | answers",
                 batch_size=config.data.batch_size,
                 every=max(config.steps // 4, 1),
             )
