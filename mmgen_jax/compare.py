@@ -98,7 +98,7 @@ def compare(
     outcomes: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     took: list[float] = []
-    with Lock(workdir):
+    with Lock(workdir, alone=True):
         for number, run in enumerate(runs, start=1):
             begin, name = time.monotonic(), f"{number}/{len(runs)}  {run.row}, seed {run.seed}"
             before = finished(run)

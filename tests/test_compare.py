@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from mmgen_jax import compare, figures
+from mmgen_jax.core import parallel
 from mmgen_jax.core.lock import Lock, Locked
 from mmgen_jax.experiment import WorkdirError
 
@@ -239,10 +240,14 @@ def test_mistakes_are_named(config, tmp_path):
         run(str(tmp_path / "alike.py"), workdir)
 
 
-def test_two_in_one_workdir(config, tmp_path):
+def test_two_in_one_workdir(config, tmp_path, monkeypatch):
     """The second is refused with the first's name, starts nothing and writes nothing; then the lock is gone."""
     workdir = tmp_path / "runs"
-    with Lock(workdir), pytest.raises(Locked, match=f"{workdir} is in use by process {os.getpid()} "):
+    monkeypatch.setattr(parallel, "from_first", None)  # JAX is not asked: the devices are the runs'
+    with (
+        Lock(workdir, alone=True),
+        pytest.raises(Locked, match=f"{workdir} is in use by process {os.getpid()} "),
+    ):
         run(config, workdir, seeds=2)
     assert not list(workdir.iterdir())
     run(config, workdir, seeds=2)

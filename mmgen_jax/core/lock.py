@@ -21,18 +21,22 @@ class Locked(ValueError):
 class Lock:
     """Held from `with Lock(folder):` to its end, or to the process's: the system itself lets go of a dead process's lock.
 
-    With several processes the first takes it for all.
+    With several processes the first takes it for all. `alone` says that there is one only, which leaves the devices to the
+    processes that it starts: to ask JAX how many there are would take a GPU's memory.
 
     Raises:
       Locked: somebody else has it.
       OSError: nothing can be written in the folder; says why.
     """
 
-    def __init__(self, folder: Path):
-        self._path, self._file = folder / NAME, None
+    def __init__(self, folder: Path, alone: bool = False):
+        self._path, self._alone, self._file = folder / NAME, alone, None
 
     def __enter__(self) -> "Lock":
-        parallel.from_first(self._take)
+        if self._alone:
+            self._take()
+        else:
+            parallel.from_first(self._take)
         return self
 
     def __exit__(self, *error: object) -> None:
