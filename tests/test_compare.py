@@ -258,7 +258,9 @@ def test_two_in_one_workdir(config, tmp_path, monkeypatch):
 def test_stopped_and_started_again(config, tmp_path, script_env, sent):
     """The run that is on saves first; then the same command does the rest."""
     (tmp_path / "compare.py").write_text(
-        f"import runpy, sys\nfrom pathlib import Path\nfrom mmgen_jax import compare\n"
+        f"import runpy, signal\nfrom pathlib import Path\nfrom mmgen_jax import compare\n"
+        # Tests that a shell runs in the background ignore it, and so would what they start.
+        f"signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"compare.TRAIN = Path({str(compare.TRAIN)!r})\n"
         f"runpy.run_path({str(ROOT / 'scripts' / 'compare.py')!r}, run_name='__main__')\n"
     )
