@@ -43,7 +43,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     with config.unlocked():
         config.task.model.towers.question.max_len = MAX_LEN
-        if not arg.tiny:  # there is one thing to see, of up to half the picture: it is seen whole, from 2 x 2 positions
+        if (
+            not arg.tiny
+        ):  # there is one thing to see, of up to half the picture: it is seen whole, from 2 x 2 positions
             config.task.model.towers.image.widths = (16, 32, 64, 128, 256)
         config.data.source = questions("but 1/10")
         config.data.transforms = f"decode | flip | question({MAX_LEN}) | answers"
