@@ -47,6 +47,7 @@ def attention(
     for row, image, words, maps, title, count in zip(
         rows, images, captions, weights, titles, lines, strict=True
     ):
+        title = textwrap.fill(title, int(14 * width))  # so many letters fit
         row.suptitle(title, fontsize=9, x=0.01, ha="left", fontweight="bold")
         ratios = [1.4] + [1] * int(width - 1.4)
         axes = row.subplots(count, len(ratios), width_ratios=ratios, squeeze=False)
