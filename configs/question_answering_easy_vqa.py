@@ -4,8 +4,10 @@ python scripts/train.py --config configs/question_answering_easy_vqa.py:path=DIR
 
 The Parquet file has a row an image: "image" (bytes), "image_id", "questions" and "answers" (lists) and "split". A tenth of the
 4,000 images is held out with all their questions, by a hash of their names, and never trained on.
-Data: Victor Zhou, easy-VQA, 2019, github.com/vzhou842/easy-VQA. The model is that of configs/question_answering_scenes.py.
-Reached: not measured yet.
+Data: Victor Zhou, easy-VQA, 2019, github.com/vzhou842/easy-VQA. The towers are those of
+configs/question_answering_scenes.py; with one thing to see, products of picture and question are enough (MUTAN, Ben-Younes et
+al., 2017), and learn eight colours that are asked for sooner than memory, attention and composition do.
+Reached: 99.7 % of the questions about held-out images (docs/results.md).
 """
 
 import ml_collections
@@ -27,10 +29,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         arg,
         tiny=False,
         path="../shared/data/easy_vqa/data.parquet",
-        fusion="mac",
+        fusion="mutan",
         level="early",
         modalities="image+question",
-        steps=3000,
+        steps=1500,
         batch_size=128,
     )
     tiny = "tiny," if arg.tiny else ""

@@ -8,7 +8,7 @@ Papers: Antol et al., VQA, 2015, for the task; Teney et al., Tips and Tricks for
 over answers. The towers are small and from scratch: a convolutional one that keeps its grid, 3 x 3 as the scenes have places,
 and a GRU that reads both ways; `fusion` is any of nn/fusion.py's, by default memory, attention and composition (Hudson and
 Manning, 2018), in whose steps what was found, what is asked and what is there multiply.
-Reached: not measured yet.
+Reached: 99.2 % of unseen questions in 34 minutes on one core (docs/results.md).
 """
 
 import ml_collections
