@@ -1,4 +1,4 @@
-"""easy-VQA-video: one shape that moves, ten frames of 64 pixels (read at 48), questions with 15 answers.
+"""easy-VQA-video: one shape that moves, ten frames of 64 pixels (read at 32), questions with 15 answers.
 
 python scripts/train.py --config configs/question_answering_easy_vqa_video.py:path=DIR/data.parquet --workdir runs/easy_vqa_video
 
@@ -7,7 +7,7 @@ The Parquet file has a row a clip: "video_gif" (bytes), "video_id", "questions" 
 mirrored, with "left" and "right" exchanged in what is said of them.
 Data: uvulab, easy-VQA-video (single object), github.com/uvulab/easy-VQA-video. The tower is that of
 configs/question_answering_clips.py, the fusion that of configs/question_answering_easy_vqa.py.
-Reached: not measured yet.
+Reached: 96.1 % of the questions about held-out clips; colours and directions 100, shapes 88.8 (docs/results.md).
 """
 
 import ml_collections
@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         fusion="mutan",
         level="early",
         modalities="video+question",
-        steps=2000,
+        steps=1500,
         batch_size=64,
     )
     tiny = "tiny," if arg.tiny else ""
@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         towers = config.task.model.towers
         towers.question.max_len, towers.video.over_time.frames = MAX_LEN, FRAMES
         config.data.source = questions("but 1/10")
-        config.data.transforms = f"frames({FRAMES}) | flip(swap=True) | resize(48) | question({MAX_LEN}) | answers"
+        config.data.transforms = f"frames({FRAMES}) | flip(swap=True) | resize(32) | question({MAX_LEN}) | answers"
         config.data.tokenizer = dict(name="words", min_count=1)
         config.data.answers = dict(size=15)
         config.data.shuffle = True
@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             held_out=dict(
                 name="answers",
                 source=questions("held out 1/10"),
-                transforms=f"frames({FRAMES}) | resize(48) | question({MAX_LEN}) | answers",
+                transforms=f"frames({FRAMES}) | resize(32) | question({MAX_LEN}) | answers",
                 batch_size=config.data.batch_size,
                 every=max(config.steps // 4, 1),
             )

@@ -12,7 +12,7 @@ there are 10 different questions in train (of its 704 pictures 640 are different
 in val alone. "left of" means in the next cell here. Whoever always says "no" has 61.5 %;
 who knows the questions of val but does not look, 70.1 %. Pictures are mirrored, with "left" and "right" exchanged.
 Paper: Andreas et al., Neural Module Networks, 2016, whose training set has 13,568 questions.
-Reached: not measured yet.
+Reached: 56.9 % alone, 57.0 % from scenes, both below "no" (docs/results.md).
 """
 
 import ml_collections
