@@ -3,7 +3,8 @@
 python scripts/train.py --config configs/captioner_clips.py --workdir runs/captioner_clips
 
 Paper: Xu et al., Show, Attend and Tell, 2015 (soft attention), over a frame tower: a convolutional one that also sees what has
-changed (Wang et al., Temporal Segment Networks, 2016, section 3.2), and a Transformer over frames. Not reached yet: shapes (docs/results.md).
+changed (Wang et al., Temporal Segment Networks, 2016, section 3.2), and a Transformer over frames. Not reached yet: shapes
+are not learned (docs/results.md).
 """
 
 import ml_collections

@@ -47,7 +47,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         towers = config.task.model.towers
         towers.question.max_len, towers.video.over_time.frames = MAX_LEN, FRAMES
         config.data.source = questions("but 1/10")
-        config.data.transforms = f"frames({FRAMES}) | flip(swap=True) | resize(32) | question({MAX_LEN}) | answers"
+        config.data.transforms = (
+            f"frames({FRAMES}) | flip(swap=True) | resize(32) | question({MAX_LEN}) | answers"
+        )
         config.data.tokenizer = dict(name="words", min_count=1)
         config.data.answers = dict(size=15)
         config.data.shuffle = True
