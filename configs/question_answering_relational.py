@@ -1,11 +1,13 @@
 """Six objects on a picture, and questions that need one of them or several: relational and non-relational, scored apart.
 
-python scripts/train.py --config configs/question_answering_relational.py --workdir runs/question_answering_relational
+python scripts/train.py --config configs/question_answering_relational.py --workdir runs/question_answering_relational \
+    --config.task.model.towers.image.init_from=runs/question_answering_scenes
 
+The second line is optional: an image tower that has learned shapes on scenes learns sooner here.
 Paper: Santoro et al., A simple neural network module for relational reasoning, 2017, section 4.2 (Sort-of-CLEVR). The questions
 are those of data/relational_scenes.py; model and training are those of configs/question_answering_scenes.py, with a grid of
 6 x 6. Every evaluation says "question_type/relational" and "question_type/non-relational", on test at the end.
-Reached: not measured yet.
+Reached: 96.8 % of the relational and 99.9 % of the other questions (docs/results.md).
 """
 
 import ml_collections
