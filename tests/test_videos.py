@@ -42,7 +42,7 @@ def captioner(untrained):
 def answerer(untrained):
     return untrained(
         "question_answering_clips.py:tiny",
-        {"name": "answers", "source": QUESTIONS, "transforms": "question(32) | answers"},
+        {"name": "answers", "source": QUESTIONS, "transforms": "question(16) | answers"},
     )
 
 
