@@ -29,6 +29,7 @@ FUSIONS = {
     "mutan": dict(features=256, rank=5, hidden=128),
     "film": dict(features=256, blocks=2),
     **{name: dict(features=256, layers=2, heads=4) for name in ("cross_attention", "co_attention", "merged")},
+    "mac": dict(features=256, steps=4),
 }
 
 
@@ -60,7 +61,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg.tiny:
         image = dict(name="convnet", widths=(8, 8), blocks=0, init_from="")
         text.update(features=8, embed_features=8)
-        small = dict(features=16, layers=1, heads=2, blocks=1, rank=2, hidden=8)
+        small = dict(features=16, layers=1, heads=2, blocks=1, rank=2, hidden=8, steps=2)
         fields = {name: small[name] for name in fields}
     late = arg.fusion == "late"
 

@@ -33,6 +33,7 @@ FUSIONS = {
         name: dict(features=768, layers=6, heads=12, mlp_ratio=4.0, dropout=0.1)
         for name in ("cross_attention", "co_attention", "merged")
     },
+    "mac": dict(features=512, steps=12),
 }
 
 
@@ -66,7 +67,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg.tiny:
         image.update(width=16, depth=2, heads=2, patch=8)
         question.update(width=16, depth=2, heads=2, max_len=max_len)
-        small = dict(features=16, layers=1, heads=2, mlp_ratio=2.0, dropout=0.1, blocks=1, rank=2, hidden=8)
+        small = dict(
+            features=16, layers=1, heads=2, mlp_ratio=2.0, dropout=0.1, blocks=1, rank=2, hidden=8, steps=2
+        )
         fields = {name: small[name] for name in fields}
 
     tokenizer = dict(name="words", min_count=1) if arg.tiny else dict(name="byte_pair", vocab_size=30_522)

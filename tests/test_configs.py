@@ -10,6 +10,7 @@ import pytest
 from mmgen_jax import plan
 from mmgen_jax.core import config as config_lib
 from mmgen_jax.experiment import Experiment
+from mmgen_jax.nn import fusion
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
@@ -77,3 +78,14 @@ def test_headers(path, get):
 def test_a_tiny_run_is_short(path, get):
     tiny = get(path, "tiny")
     assert tiny.steps <= 20 and tiny.data.batch_size <= 16
+
+
+FUSING = [path for path in FILES if "\nFUSIONS = {" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", sorted(fusion.FUSIONS))
+@pytest.mark.parametrize("path", FUSING, ids=lambda path: path.stem)
+def test_every_fusion_can_be_chosen(path, name, get):
+    for form in ("", "tiny,"):
+        spec = get(path, f"{form}fusion={name}").task.model.fusion
+        fusion.build(spec.to_dict(), "task.model.fusion", dtype=jnp.float32)

@@ -170,6 +170,12 @@ def test_each_possible_answer_is_as_likely():
     assert set().union(*(table for table in tables.values())) == set(lib.ANSWERS)
 
 
+def test_types_are_asked_as_often_as_they_are_named():
+    source = SceneQuestions("train", types=("relation", "size", "relation", "relation"), length=2000)
+    types = Counter(source.question_type(i) for i in range(len(source)))
+    assert types.keys() == {"relation", "size"} and abs(types["relation"] / 2000 - 3 / 4) < 0.04
+
+
 def test_splits_share_no_scene():
     found = {}
     for split in lib.SPLITS:
