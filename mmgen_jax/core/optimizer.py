@@ -22,6 +22,8 @@ class Optimizer(NamedTuple):
       accumulate: a step's batch is cut into so many slices, whose gradients are averaged.
       ema: decay of the parameters' running average, min(ema, (1 + step) / (10 + step)); 0 keeps none.
       networks: the optimizers of those networks that have one of their own.
+      hold: a network's parameters -> the same, through which no gradient reaches those that a rule freezes: they cost no backward
+        pass, and count in no norm.
     """
 
     transform: optax.GradientTransformation
@@ -29,6 +31,7 @@ class Optimizer(NamedTuple):
     accumulate: int
     ema: float
     networks: Mapping[str, "Optimizer"]
+    hold: Callable[[Any], Any]
 
     def of(self, network: str) -> "Optimizer":
         """The optimizer of one of the State's networks."""
@@ -236,9 +239,17 @@ def make(
         chain.append(optax.GradientTransformation(lambda params: optax.EmptyState(), decay))
     chain.append(scale_by(lambda rule: rule.learning_rate))
     chain.append(optax.scale_by_learning_rate(sched))
-    transform = optax.chain(*chain)
+    transform, hold = optax.chain(*chain), lambda params: params
     if any(dict(values).get("learning_rate") == 0.0 for values in (rules or {}).values()):
         frozen = scale_by(lambda rule: float(rule.learning_rate != 0.0))
         trainable = per_path(lambda rule: rule.learning_rate != 0.0)
         transform = optax.chain(frozen, optax.masked(transform, trainable))
-    return Optimizer(_lenient(transform), sched, accumulate, ema, own)
+
+        def hold(params):
+            return jax.tree.map(
+                lambda leaf, learns: leaf if learns else jax.lax.stop_gradient(leaf),
+                params,
+                trainable(params),
+            )
+
+    return Optimizer(_lenient(transform), sched, accumulate, ema, own, hold)

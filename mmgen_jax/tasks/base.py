@@ -25,12 +25,21 @@ def take_init_from(
 ) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """A network's config without its `init_from`, and what those said, for `Task.init_from`.
 
-    One may stand in the config, for all of it, and one in each part that is a dict, for that part; empty ones say nothing.
+    One may stand in the config, for all of it, and one in each part that is a dict, or in a part of that, for that part; empty
+    ones say nothing. What is named first is filled first: the whole before its parts.
     """
-    model = {name: dict(part) if isinstance(part, Mapping) else part for name, part in model.items()}
-    parts = {(network, name): part for name, part in model.items() if isinstance(part, dict)}
-    found = {path: part.pop("init_from", "") for path, part in {(network,): model, **parts}.items()}
-    return model, {path: source for path, source in found.items() if source}
+    found = {}
+
+    def take(part: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+        if source := part.get("init_from"):
+            found[path] = source
+        return {
+            name: take(value, (*path, name)) if isinstance(value, Mapping) else value
+            for name, value in part.items()
+            if name != "init_from"
+        }
+
+    return take(model, (network,)), found
 
 
 class Matcher(NamedTuple):
@@ -121,6 +130,7 @@ class Task:
         def summed(params, variables, batch, rng):
             # Weighted before it is differentiated: batch statistics carry gradients from one device to another.
             params = sharding.gathered(params, self.layout)
+            params = {name: self.optimizer.of(name).hold(tree) for name, tree in params.items()}
             loss, (metrics, variables) = self.loss(params, variables, batch, rng, step)
             return loss * jax.lax.stop_gradient(metrics["loss"].count), (metrics, variables)
 

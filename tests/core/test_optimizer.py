@@ -149,6 +149,26 @@ def test_frozen_parameters(name):
         np.testing.assert_allclose(params["decoder"][key], expected["decoder"][key], rtol=1e-6)
 
 
+def test_what_is_frozen_costs_no_backward_pass():
+    """No gradient reaches it, and the compiler then leaves its share of the work out."""
+    params = {"encoder": {"kernel": jnp.ones((8, 8))}, "head": {"kernel": jnp.ones((8, 8))}}
+    x = jnp.ones((4, 8))
+
+    def work(opt):
+        def loss(params):
+            params = opt.hold(params)
+            return jnp.sum(jnp.sin(jnp.sin(x @ params["encoder"]["kernel"]) @ params["head"]["kernel"]))
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        return compiled(params), compiled.cost_analysis()["flops"]
+
+    grads, flops = work(make())
+    held, fewer = work(make(rules={"encoder": {"learning_rate": 0.0}}))
+    np.testing.assert_array_equal(held["encoder"]["kernel"], 0.0)
+    np.testing.assert_allclose(held["head"]["kernel"], grads["head"]["kernel"], rtol=1e-6)
+    assert np.abs(grads["encoder"]["kernel"]).max() > 0 and fewer < 0.75 * flops
+
+
 def test_a_frozen_nan_does_no_harm():
     """A frozen part may have no meaningful gradient."""
     opt = make(clip_norm=1.0, rules={"encoder": {"learning_rate": 0.0}})
