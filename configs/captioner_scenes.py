@@ -18,9 +18,9 @@ MAX_LEN = 23  # the grammar's longest caption has 22 words; the end is one more
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), matcher (a small one that leads configs/dcgan_scenes.py, for 32 pixels),
-    steps, batch_size."""
-    arg = parse_arg(arg, tiny=False, matcher=False, steps=1900, batch_size=64)
-    steps, batch_size, size, length = arg.steps, arg.batch_size, 64, 1000
+    size (of the images in pixels), steps, batch_size."""
+    arg = parse_arg(arg, tiny=False, matcher=False, size=64, steps=1900, batch_size=64)
+    steps, batch_size, size, length = arg.steps, arg.batch_size, arg.size, 1000
     # Seven captions in a thousand lose their last words in training; the others are a sixth cheaper to learn from.
     cut = 19
     if arg.tiny:

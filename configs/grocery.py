@@ -13,6 +13,7 @@ Reached: not measured yet.
 
 import ml_collections
 
+from mmgen_jax.core import registry
 from mmgen_jax.core.config import parse_arg
 
 CLASSES, MAX_LEN = 81, 8
@@ -20,6 +21,10 @@ BASELINES = {
     "image alone": "modalities=image",
     "text alone": "modalities=text",
     "concatenation": "fusion=concatenation",
+}
+TOWERS = {
+    "resnet18": dict(name="resnet", variant="resnet18"),
+    "convnet": dict(name="convnet", widths=(32, 64, 128, 256), blocks=0, pool="none"),  # minutes on a CPU
 }
 FUSIONS = {
     "late": {},
@@ -34,8 +39,8 @@ FUSIONS = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Arguments: tiny (seconds, for tests), path (of the Parquet file), fusion ("late", or one of nn/fusion.py's), modalities
-    (image, text or image+text), combine (of late fusion), steps, batch_size."""
+    """Arguments: tiny (seconds, for tests), path (of the Parquet file), fusion ("late", or one of nn/fusion.py's), combine (of
+    late fusion), modalities (image, text or image+text), tower (of the photograph: resnet18 or convnet), steps, batch_size."""
     arg = parse_arg(
         arg,
         tiny=False,
@@ -43,11 +48,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         fusion="late",
         combine="weights",
         modalities="image+text",
+        tower="resnet18",
         steps=2000,
         batch_size=32,
     )
     steps, batch_size = (4, 8) if arg.tiny else (arg.steps, arg.batch_size)
-    image = dict(name="resnet", variant="resnet18", init_from="")
+    image = dict(registry.choose(TOWERS, arg.tower, "tower="), init_from="")
     text = dict(
         name="text_rnn",
         cell="lstm",

@@ -45,7 +45,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     with config.unlocked():
         towers = config.task.model.towers
-        towers.question.max_len, towers.video.over_time.frames = MAX_LEN, FRAMES
+        towers.question.max_len = MAX_LEN
+        towers.video.frames = towers.video.fast.over_time.frames = FRAMES
         config.data.source = questions("but 1/10")
         config.data.transforms = (
             f"frames({FRAMES}) | flip(swap=True) | resize(32) | question({MAX_LEN}) | answers"

@@ -62,7 +62,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     with config.unlocked():
         model = config.task.model
-        model.towers.question.max_len, model.towers.video.over_time.frames = MAX_LEN, FRAMES
+        model.towers.question.max_len = MAX_LEN
+        model.towers.video.frames = model.towers.video.fast.over_time.frames = FRAMES
         model.update(dropout=0.5, modality_dropout=0.1)
         config.optimizer.weight_decay = 0.1
         config.data.source = questions("but")

@@ -12,7 +12,13 @@ from mmgen_jax.core import registry
 from mmgen_jax.nn import pooling
 from mmgen_jax.nn.resnet import BLOCKS, Block, convolution, normalise
 
-POOLS = {"none": pooling.none, "mean": pooling.mean, "flatten": pooling.flatten, "pyramid": pooling.pyramid}
+POOLS = {
+    "none": pooling.none,
+    "mean": pooling.mean,
+    "max": pooling.maximum,
+    "flatten": pooling.flatten,
+    "pyramid": pooling.pyramid,
+}
 
 
 class ConvNet(nn.Module):
@@ -25,8 +31,8 @@ class ConvNet(nn.Module):
       widths: features after each convolution; each halves the grid.
       blocks: how many basic residual blocks follow.
       hidden: features of one more 1x1 convolution, or 0: at each position a combination of what is there, before the pool.
-      pool: "none" for the grid, "mean" over its positions, "flatten", all of them side by side, which keeps places apart, or
-        "pyramid", the means over the grid, its rows and its columns.
+      pool: "none" for the grid, "mean" or "max" over its positions, "flatten", all of them side by side, which keeps them
+        apart, or "pyramid", the means over the grid, its rows and its columns.
       dtype: of the computation; parameters and batch statistics are float32.
       axis_name: mapped axis over which batch statistics are averaged, in the per-device mode; else None.
     """

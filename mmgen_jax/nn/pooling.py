@@ -23,6 +23,11 @@ def mean(grid: jax.Array) -> jax.Array:
     return jnp.mean(grid, axis=(1, 2))
 
 
+def maximum(grid: jax.Array) -> jax.Array:
+    """The largest of each feature, wherever it is. [B, H, W, D] -> [B, D]."""
+    return jnp.max(grid, axis=(1, 2))
+
+
 def flatten(grid: jax.Array) -> jax.Array:
     """All positions side by side in reading order, so that places stay apart. [B, H, W, D] -> [B, H * W * D]."""
     return rearrange(grid, "b h w d -> b (h w d)")

@@ -255,12 +255,15 @@ def _modulation(*, alpha: float | None = None, noise: bool = True) -> tuple[floa
 
 
 def take_init_from_towers(model: Mapping[str, Any]) -> tuple[dict, dict]:
-    """As `take_init_from`, with the towers one level further down."""
-    model, found = take_init_from(model)
-    if "towers" not in model:
-        return model, found
-    towers, parts = take_init_from(model["towers"])
-    for (_, name), source in parts.items():
-        if name in model.get("modalities", ()):
-            found["model", f"towers_{name}"] = source
-    return {**model, "towers": towers}, found
+    """As `take_init_from`, of a model whose parameters have "towers_image" where its config has towers.image; towers that are
+    not built need no weights."""
+    model, parts = take_init_from(model)
+    found = {}
+    for (network, *path), source in parts.items():
+        if path[:1] == ["towers"]:
+            _, name, *rest = path
+            if name not in model.get("modalities", ()):
+                continue
+            path = [f"towers_{name}", *rest]
+        found[network, *path] = source
+    return model, found

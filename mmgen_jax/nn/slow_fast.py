@@ -1,0 +1,84 @@
+"""Two speeds: one tower looks well at a few frames, for what is there, another shortly at all, for what happens.
+
+Feichtenhofer et al., SlowFast Networks for Video Recognition, 2019, section 3. Other than there the two are not joined on the
+way: whoever reads their tokens looks at both, for what moves in the one and for its shape in the other.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from mmgen_jax.core import registry
+from mmgen_jax.nn import pooling, video
+from mmgen_jax.nn.norm import LayerNorm
+
+
+class SlowFast(nn.Module):
+    """The slow tower's places, frame by frame, then the fast tower's tokens: [B, P, D].
+
+    Attributes:
+      slow: an image tower that gives a grid, float [N, H, W, 3] -> [N, h, w, E].
+      fast: a video tower that gives tokens of `width` features.
+      width: D.
+      every: the slow tower reads the first of so many frames.
+      frames: of the clips for which the slow frames' times are learned; for other lengths that table is resized linearly.
+      grid: (rows, columns) for which the slow tower's places are learned, likewise.
+      dtype: of the computation; parameters are float32.
+    """
+
+    slow: nn.Module
+    fast: nn.Module
+    width: int
+    every: int = 3
+    frames: int = 12
+    grid: Sequence[int] = (6, 6)
+    dtype: Any = jnp.float32
+
+    def token_mask(self, mask: jax.Array, tokens: int) -> jax.Array:
+        """Which of the `tokens` are of frames that are there. mask: bool [B, F] -> bool [B, P]."""
+        slow = mask[:, :: self.every]
+        fast = mask.shape[1]  # each frame is one token of the fast tower
+        return jnp.concatenate([video.token_mask(slow, 1, tokens - fast), mask], axis=1)
+
+    @nn.compact
+    def __call__(self, clip: jax.Array, mask: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """clip: float [B, F, H, W, 3]; mask: bool [B, F], false for frames that pad a shorter clip -> tokens [B, P, D]."""
+        seen = video.blank(clip, mask).astype(self.dtype)[:, :: self.every]
+        x = self.slow(rearrange(seen, "b f h w c -> (b f) h w c"), train=train)
+        x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
+        x = rearrange(x, "(b f) h w d -> b f h w d", b=len(clip))
+        steps = -(-self.frames // self.every)
+        time = self.param("time", nn.initializers.normal(0.02), (steps, 1, self.width), jnp.float32)
+        place = self.param("place", nn.initializers.normal(0.02), (*self.grid, self.width), jnp.float32)
+        time = pooling.resize_positions(time, x.shape[1], 1)[None, :, :, None]
+        place = pooling.resize_positions(place, *x.shape[2:4])[None, None]
+        x = LayerNorm(self.dtype, name="norm")(x + (time + place).astype(self.dtype))
+        x = rearrange(x, "b f h w d -> b (f h w) d")
+        return jnp.concatenate([x, self.fast(clip, mask, train=train)], axis=1)
+
+
+def make(
+    *,
+    variant: str | None = None,
+    slow: Mapping[str, Any],
+    fast: Mapping[str, Any],
+    dtype: Any,
+    axis_name: str | None = None,
+    **fields: Any,
+) -> SlowFast:
+    """A tower of two speeds: `slow` is a config of an image tower of nn/, `fast` one of a video tower.
+
+    Raises:
+      ValueError: a variant, of which it has none, or an unknown name or field; the message names the nearest one.
+    """
+    if variant is not None:
+        raise ValueError(f'The tower "slow_fast" has no variants such as "{variant}": set slow and fast.')
+    towers = {
+        name: registry.build("nn", config, dtype=dtype, axis_name=axis_name)
+        for name, config in (("slow", slow), ("fast", fast))
+    }
+    return registry.call(SlowFast, fields, "slow_fast", **towers, dtype=dtype)
