@@ -12,7 +12,7 @@ from mmgen_jax.core import metrics as metrics_lib
 from mmgen_jax.core import optimizer as optimizer_lib
 from mmgen_jax.core import sharding
 from mmgen_jax.losses import classification as losses_lib
-from mmgen_jax.tasks.classification import Classification
+from mmgen_jax.tasks.classification import Classification, take_init_from_towers
 from mmgen_jax.tasks.question_answering import QuestionAnswering
 
 B, T, K = 6, 4, 5
@@ -219,6 +219,22 @@ def test_where_towers_begin():
     task = make({**SUM, "towers": towers, "modalities": ("question",), "init_from": ""})
     assert task.init_from == {("model", "towers_question"): "question.st"}
     assert "towers_question" in jax.eval_shape(task.init, jax.random.key(0), BATCH).params["model"]
+
+
+def test_parts_of_parts_begin_where_they_say():
+    """As the slow tower within a tower of clips."""
+    slow = {"name": "convnet", "init_from": "pictures"}
+    model = {
+        "towers": {"video": {"name": "slow_fast", "slow": slow, "init_from": "clips"}},
+        "modalities": ("video",),
+    }
+    built, found = take_init_from_towers({**model, "init_from": ""})
+    assert found == {("model", "towers_video"): "clips", ("model", "towers_video", "slow"): "pictures"}
+    assert [*found] == [
+        ("model", "towers_video"),
+        ("model", "towers_video", "slow"),
+    ]  # the whole before its part
+    assert built["towers"] == {"video": {"name": "slow_fast", "slow": {"name": "convnet"}}}
 
 
 @pytest.mark.parametrize(
