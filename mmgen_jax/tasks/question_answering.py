@@ -18,7 +18,7 @@ BEST = 5  # how many answers a prediction names
 
 NEXT = """
 Next:
-  python scripts/answer.py --workdir {workdir} image.png "what colour is the circle?"   # ask it yourself
+  python scripts/answer.py --workdir {workdir} image.png "what colour is the circle?"   # ask it yourself; or clip.gif
   python scripts/evaluate.py --workdir {workdir} --split test                           # score another split
   ls {workdir}/predictions                                                              # what it said to each question
   ls {workdir}/figures                                                                  # some pictures with questions and answers
