@@ -7,7 +7,7 @@ Colours and shapes are learned on pictures, which cost a twelfth of a clip: the 
 tower is then the slow one of two (Feichtenhofer et al., SlowFast Networks, 2019), kept as it is. The fast one sees all frames,
 and what has changed since the one before (Wang et al., Temporal Segment Networks, 2016, section 3.2).
 Papers: Xu et al., Show, Attend and Tell, 2015 (soft attention), over those towers.
-Reached: see docs/results.md.
+Reached: 46.9 % of the captions of unseen clips are true in 42 minutes on one core; directions are not learned (docs/results.md).
 """
 
 import ml_collections
@@ -43,7 +43,7 @@ def tower(tiny: bool = False, init_from: str = "") -> dict:
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), init_from (a run of configs/captioner_scenes.py of the same size), size (of a frame
     in pixels), steps, batch_size, learning_rate."""
-    arg = parse_arg(arg, tiny=False, init_from="", size=48, steps=2500, batch_size=32, learning_rate=1e-3)
+    arg = parse_arg(arg, tiny=False, init_from="", size=48, steps=3000, batch_size=32, learning_rate=1e-3)
     steps, batch_size, size, length = (
         (8, 8, 24, 16) if arg.tiny else (arg.steps, arg.batch_size, arg.size, 1000)
     )

@@ -5,7 +5,7 @@ python scripts/train.py --config configs/question_answering_clips.py:init_from=r
 
 The tower of two speeds is that of configs/captioner_clips.py, whose slow one knows shapes and colours from pictures; everything
 else is as in configs/question_answering_scenes.py.
-Reached: see docs/results.md.
+Reached: 41.5 % after 875 steps; directions stay at chance (docs/results.md).
 """
 
 import ml_collections
@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         modalities="video+question",
         size=48,
         init_from="",
-        steps=4000,
+        steps=3500,
         batch_size=32,
         learning_rate=1e-3,
     )
