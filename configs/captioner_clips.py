@@ -34,7 +34,6 @@ def tower(tiny: bool = False, init_from: str = "") -> dict:
         over_time=dict(name="transformer", depth=1 if tiny else 2, heads=4, frames=12),
         width=width,
         differences=True,
-        motion=(2,) if tiny else (2, 7),  # the two paces, at 48 pixels
     )
     return dict(
         name="slow_fast", slow=dict(slow, init_from=init_from), fast=fast, width=width, every=3, frames=12

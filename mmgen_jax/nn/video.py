@@ -3,12 +3,9 @@
 A tower reads a clip as T steps in time (frames, or tubelets of several) of S places each.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
-from flax import linen as nn
 
 from mmgen_jax.core import registry
 
@@ -28,34 +25,6 @@ def blank(video: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask.shape != video.shape[:2]:
         raise ValueError(f"A mask of frames {list(mask.shape)} for clips {list(video.shape)}: it is [B, F].")
     return jnp.where(mask[:, :, None, None, None], video, jnp.zeros((), video.dtype))
-
-
-def motion(clip: jax.Array, shifts: Sequence[int]) -> jax.Array:
-    """Where something has moved, and which way: a detector a direction and a speed, such as flies have (Reichardt, 1961).
-
-    How much better the frame before, moved by so many pixels, explains a frame than the frame before as it was:
-    relu(|x_t - x_t-1| - |x_t - moved(x_t-1)|), absolute values averaged over colours; at the borders pixels repeat. It stands for
-    the optical flow that a stream of its own reads in Simonyan and Zisserman, Two-Stream Convolutional Networks, 2014. To learn
-    directions from differences alone takes many times as many clips.
-
-    Args:
-      clip: float [B, F, H, W, C]; the first frame counts as one in which nothing moves.
-      shifts: pixels a frame, each less than H and W.
-
-    Returns:
-      [B, F, H, W, 4 len(shifts)]: down, up, right and left for each shift.
-    """
-    before = jnp.concatenate([clip[:, :1], clip[:, :-1]], axis=1)
-    height, width = clip.shape[2:4]
-    still = jnp.mean(jnp.abs(clip - before), axis=-1)
-    found = []
-    for shift in shifts:
-        edge = ((0, 0), (0, 0), (shift, shift), (shift, shift), (0, 0))
-        around = jnp.pad(before, edge, mode="edge")
-        for y, x in ((0, shift), (2 * shift, shift), (shift, 0), (shift, 2 * shift)):
-            moved = around[:, :, y : y + height, x : x + width]
-            found.append(nn.relu(still - jnp.mean(jnp.abs(clip - moved), axis=-1)))
-    return jnp.stack(found, axis=-1)
 
 
 def steps(mask: jax.Array | None, tubelet: int) -> jax.Array | None:

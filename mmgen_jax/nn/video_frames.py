@@ -1,6 +1,6 @@
 """A frame tower over time: any image tower reads each frame, then a Transformer or a recurrent net reads the frames."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -98,8 +98,6 @@ class VideoFrames(nn.Module):
       width: D, features of a frame before the net over frames.
       differences: the image tower also sees what has changed since the frame before, as three more channels, 0 of the first
         frame (Wang et al., 2016, section 3.2).
-      motion: it also sees which way things have moved, for speeds of so many pixels a frame, as four more channels each; see
-        `video.motion`.
       pool: one of `video.POOLS` but "class".
       dtype: of the computation; parameters are float32.
     """
@@ -108,7 +106,6 @@ class VideoFrames(nn.Module):
     over_time: nn.Module
     width: int
     differences: bool = False
-    motion: Sequence[int] = ()
     pool: str = "none"
     dtype: Any = jnp.float32
 
@@ -125,12 +122,9 @@ class VideoFrames(nn.Module):
         """
         batch = len(clip)
         clip = video.blank(clip, mask).astype(self.dtype)
-        channels = [clip]
         if self.differences:
-            channels.append(jnp.diff(clip, axis=1, prepend=clip[:, :1]))
-        if self.motion:
-            channels.append(video.motion(clip, self.motion))
-        clip = jnp.concatenate(channels, axis=-1)
+            change = jnp.diff(clip, axis=1, prepend=clip[:, :1])
+            clip = jnp.concatenate([clip, change], axis=-1)
         x = self.tower(rearrange(clip, "b f h w c -> (b f) h w c"), train=train)
         x = rearrange(x, "n h w d -> n (h w) d") if x.ndim == 4 else x[:, None]
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)

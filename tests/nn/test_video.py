@@ -37,20 +37,8 @@ TOWERS = {
         "differences": True,
         "over_time": {"name": "rnn", "features": 4},
     },
-    "motion": {
-        **FRAME_TOWER,
-        "tower": {**FRAME_TOWER["tower"], "pool": "max"},
-        "motion": (1, 3),
-        "over_time": {"name": "rnn", "features": 4},
-    },
 }
-STEPS = {
-    "joint": (2, 4),
-    "factorised": (2, 1),
-    "transformer over grids": (4, 16),
-    "gru over vectors": (4, 1),
-    "motion": (4, 1),
-}
+STEPS = {"joint": (2, 4), "factorised": (2, 1), "transformer over grids": (4, 16), "gru over vectors": (4, 1)}
 
 
 def tower(name, **fields):
@@ -299,30 +287,3 @@ def test_wrong_inputs_are_refused():
         video_frames.make(
             tower={"name": "convnet"}, over_time={"name": "rnn", "cel": "gru"}, width=8, dtype=jnp.float32
         )
-
-
-def test_motion_tells_directions_and_speeds():
-    """A spot that goes one way at one speed is seen by that detector more than by any other, wherever it is."""
-    ways = {"down": (1, 0), "up": (-1, 0), "right": (0, 1), "left": (0, -1)}
-    shifts, clip = (1, 3), np.full((2 * len(ways), 3, 16, 16, 3), 0.2, np.float32)
-    for i, (y, x) in enumerate(ways.values()):
-        for j, shift in enumerate(shifts):
-            for frame in range(3):
-                top, left = 7 + y * shift * frame, 7 + x * shift * frame
-                clip[i + j * len(ways), frame, top : top + 2, left : left + 2] = (0.9, 0.1, 0.5)
-    seen = np.asarray(jax.jit(lambda clip: video.motion(clip, shifts))(jnp.asarray(clip)))
-    assert seen.shape == (8, 3, 16, 16, 8)
-    np.testing.assert_array_equal(seen[:, 0], 0.0)
-    np.testing.assert_array_equal(seen[:, 1:].sum(axis=(1, 2, 3)).argmax(axis=-1), np.arange(8))
-
-
-def test_motion_equals_a_loop():
-    clip = np.asarray(clips(1, 3))
-    seen = np.asarray(video.motion(jnp.asarray(clip), (2,)))
-    frame, before = clip[0, 2], clip[0, 1]
-    for i, (dy, dx) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
-        for y, x in itertools.product(range(8), range(8)):
-            from_y, from_x = np.clip(y - 2 * dy, 0, 7), np.clip(x - 2 * dx, 0, 7)
-            still = np.abs(frame[y, x] - before[y, x]).mean()
-            moved = np.abs(frame[y, x] - before[from_y, from_x]).mean()
-            np.testing.assert_allclose(seen[0, 2, y, x, i], max(still - moved, 0.0), rtol=1e-4, atol=1e-6)
