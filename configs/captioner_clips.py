@@ -36,7 +36,13 @@ def tower(tiny: bool = False, init_from: str = "") -> dict:
         differences=True,
     )
     return dict(
-        name="slow_fast", slow=dict(slow, init_from=init_from), fast=fast, width=width, every=3, frames=12
+        name="slow_fast",
+        slow=dict(slow, init_from=init_from),
+        fast=fast,
+        width=width,
+        every=3,
+        frames=12,
+        init_from="",
     )
 
 

@@ -22,7 +22,7 @@ class SlowFast(nn.Module):
 
     Attributes:
       slow: an image tower that gives a grid, float [N, H, W, 3] -> [N, h, w, E].
-      fast: a video tower that gives tokens of `width` features.
+      fast: a video tower that gives one token of `width` features a frame.
       width: D.
       every: the slow tower reads the first of so many frames.
       frames: of the clips for which the slow frames' times are learned; for other lengths that table is resized linearly.
@@ -40,15 +40,20 @@ class SlowFast(nn.Module):
 
     def token_mask(self, mask: jax.Array, tokens: int) -> jax.Array:
         """Which of the `tokens` are of frames that are there. mask: bool [B, F] -> bool [B, P]."""
-        slow = mask[:, :: self.every]
-        fast = mask.shape[1]  # each frame is one token of the fast tower
-        return jnp.concatenate([video.token_mask(slow, 1, tokens - fast), mask], axis=1)
+        slow = video.token_mask(mask[:, :: self.every], 1, tokens - mask.shape[1])
+        return jnp.concatenate([slow, mask], axis=1)
 
     @nn.compact
     def __call__(self, clip: jax.Array, mask: jax.Array | None = None, *, train: bool) -> jax.Array:
-        """clip: float [B, F, H, W, 3]; mask: bool [B, F], false for frames that pad a shorter clip -> tokens [B, P, D]."""
+        """clip: float [B, F, H, W, 3]; mask: bool [B, F], false for frames that pad a shorter clip -> tokens [B, P, D].
+
+        Raises:
+          ValueError: the slow tower gives no grid, or the fast one not a token a frame.
+        """
         seen = video.blank(clip, mask).astype(self.dtype)[:, :: self.every]
         x = self.slow(rearrange(seen, "b f h w c -> (b f) h w c"), train=train)
+        if x.ndim != 4:
+            raise ValueError('slow_fast.slow gives no grid; set its pool = "none".')
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
         x = rearrange(x, "(b f) h w d -> b f h w d", b=len(clip))
         steps = -(-self.frames // self.every)
@@ -58,7 +63,13 @@ class SlowFast(nn.Module):
         place = pooling.resize_positions(place, *x.shape[2:4])[None, None]
         x = LayerNorm(self.dtype, name="norm")(x + (time + place).astype(self.dtype))
         x = rearrange(x, "b f h w d -> b (f h w) d")
-        return jnp.concatenate([x, self.fast(clip, mask, train=train)], axis=1)
+        happens = self.fast(clip, mask, train=train)
+        if happens.shape[1:] != (clip.shape[1], self.width):
+            raise ValueError(
+                f"slow_fast.fast gives {list(happens.shape[1:])}, not one token of {self.width} features for each of "
+                f'{clip.shape[1]} frames; pool its frames, such as tower.pool = "max".'
+            )
+        return jnp.concatenate([x, happens], axis=1)
 
 
 def make(

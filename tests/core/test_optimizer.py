@@ -225,6 +225,14 @@ def line(steps=1, **options):
     return batch, states, metrics
 
 
+def test_a_step_holds_what_is_frozen():
+    """It stays as it is, and the norm that is logged is of what learns: here nothing does."""
+    _, states, metrics = line(rules={"w": {"learning_rate": 0.0}})
+    np.testing.assert_array_equal(states[-1].params["model"]["w"], states[0].params["model"]["w"])
+    assert float(metrics["grad_norm"].compute()) == 0.0
+    assert float(line()[2]["grad_norm"].compute()) > 0.0
+
+
 @pytest.mark.parametrize("slices", [2, 4, 8])
 def test_accumulation_equals_the_whole_batch(slices):
     batch, whole, metrics = line()

@@ -102,3 +102,15 @@ def test_gradients_reach_all_parameters(module, variables):
 def test_errors_name_the_remedy(fields, message):
     with pytest.raises(ValueError, match=message):
         tower(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "message"),
+    [("slow", "mean", "gives no grid"), ("fast", "none", "not one token of 8 features for each of 4 frames")],
+)
+def test_towers_that_give_something_else_are_refused(name, pool, message):
+    part = TOWER[name] if name == "slow" else TOWER[name]["tower"]
+    part = {**part, "pool": pool}
+    module = tower(**{name: part if name == "slow" else {**TOWER[name], "tower": part}})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), clips(), train=False))

@@ -230,10 +230,7 @@ def test_parts_of_parts_begin_where_they_say():
     }
     built, found = take_init_from_towers({**model, "init_from": ""})
     assert found == {("model", "towers_video"): "clips", ("model", "towers_video", "slow"): "pictures"}
-    assert [*found] == [
-        ("model", "towers_video"),
-        ("model", "towers_video", "slow"),
-    ]  # the whole before its part
+    assert [len(path) for path in found] == [2, 3]  # the whole before its part
     assert built["towers"] == {"video": {"name": "slow_fast", "slow": {"name": "convnet"}}}
 
 
