@@ -233,7 +233,7 @@ def test_noise_dies_away():
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), same, other)
     assert max(jax.tree.leaves(difference)) > 1e-4
     state = state.replace(step=jnp.int32(400))
-    close(step(quiet, state, batch)[0].params, step(noisy, state, batch)[0].params, rtol=1e-6)
+    close(step(quiet, state, batch)[0].params, step(noisy, state, batch)[0].params, rtol=1e-5)
 
 
 def test_equal_texts_are_no_mismatch():
