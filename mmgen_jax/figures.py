@@ -411,9 +411,13 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], columns: int = 4) -> P
     )
     columns = min(columns, max(len(order), 1))
     height = -(-len(order) // columns) or 1
-    figure = Figure(figsize=(3.6 * columns, 2.5 * height), layout="constrained")
+    # Sizes in inches: fixed margins, for finding them anew takes longer than all else, and tiny runs draw too.
+    across, down = 3.6 * columns, 2.5 * height + 0.25
+    figure = Figure(figsize=(across, down))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(height, columns, squeeze=False).ravel()
+    margins = dict(left=0.5 / across, right=1 - 0.15 / across, bottom=0.5 / down, top=1 - 0.3 / down)
+    gaps = dict(wspace=0.65 / 2.95, hspace=0.55 / 1.95)
+    axes = figure.subplots(height, columns, squeeze=False, gridspec_kw=margins | gaps).ravel()
     for axis, score in zip(axes, order, strict=False):
         for part, values in lines[score].items():
             axis.plot(*zip(*values, strict=True), label=part, linewidth=1.2)

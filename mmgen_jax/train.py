@@ -308,9 +308,10 @@ class _Run:
         return notice
 
     def _draw_curves(self, writers: Writers, last: bool = False) -> None:
-        """Draw figures/curves.png anew, if pictures have not taken more than a hundredth of the time so far, or at the end."""
+        """Draw figures/curves.png anew, if pictures do not take more than a hundredth of the time so far, or at the end."""
         workdir, spent = self.experiment.workdir, self.ledger.spent()
-        enough = spent["report"] > 0.01 * sum(spent.values()) and not last
+        # The first one takes about a second too: none is drawn before a run has lasted for a hundred.
+        enough = max(spent["report"], 1.0) > 0.01 * sum(spent.values()) and not last
         numbers = workdir / "metrics.jsonl"
         if jax.process_index() != 0 or enough or not numbers.exists():
             return
