@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from mmgen_jax.core import registry
 from mmgen_jax.nn import pooling, video
+from mmgen_jax.nn.matching import Matching
 from mmgen_jax.nn.norm import LayerNorm
 
 
@@ -54,8 +55,10 @@ class SlowFast(nn.Module):
         x = self.slow(rearrange(seen, "b f h w c -> (b f) h w c"), train=train)
         if x.ndim != 4:
             raise ValueError('slow_fast.slow gives no grid; set its pool = "none".')
+        x = rearrange(x, "(b f) h w e -> b f h w e", b=len(clip))
+        moved = Matching(dtype=self.dtype, name="matching")(x, None if mask is None else mask[:, :: self.every])
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
-        x = rearrange(x, "(b f) h w d -> b f h w d", b=len(clip))
+        x = x + nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="moved")(moved)
         steps = -(-self.frames // self.every)
         time = self.param("time", nn.initializers.normal(0.02), (steps, 1, self.width), jnp.float32)
         place = self.param("place", nn.initializers.normal(0.02), (*self.grid, self.width), jnp.float32)

@@ -57,8 +57,8 @@ def test_the_slow_tower_sees_some_frames_and_the_fast_one_all(apply):
     np.testing.assert_array_equal(between[:, :SLOW], before[:, :SLOW])
     assert np.any(between[:, SLOW:] != before[:, SLOW:])
     seen = apply(clip.at[:, EVERY].add(1.0))
-    np.testing.assert_array_equal(seen[:, :PLACES], before[:, :PLACES])
-    assert np.any(seen[:, PLACES:SLOW] != before[:, PLACES:SLOW])
+    for frame in (slice(PLACES), slice(PLACES, SLOW)):  # the one before is told where things go
+        assert np.any(seen[:, frame] != before[:, frame])
 
 
 def test_frames_that_are_not_there_change_nothing(apply, module):
