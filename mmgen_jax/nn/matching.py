@@ -10,10 +10,10 @@ from flax import linen as nn
 
 
 class Matching(nn.Module):
-    """Displacements by matching features of one frame with all places of the frames beside it (Xu et al., GMFlow, 2022, eq. 1 to 3).
+    """Displacements, by comparing a place of one frame with all places of the frames beside it.
 
-    A place's displacement is that of its matches' mean, weighted by a softmax over how alike their features are, less a
-    learned multiple of their squared distance: where everything is alike, nothing moves.
+    Xu et al., GMFlow, 2022, eq. 1 to 3. A place's displacement is that of its matches' mean, weighted by a softmax over how
+    alike their features are, less a learned multiple of their squared distance: where everything is alike, nothing moves.
 
     Attributes:
       width: features that are compared.

@@ -56,7 +56,9 @@ class SlowFast(nn.Module):
         if x.ndim != 4:
             raise ValueError('slow_fast.slow gives no grid; set its pool = "none".')
         x = rearrange(x, "(b f) h w e -> b f h w e", b=len(clip))
-        moved = Matching(dtype=self.dtype, name="matching")(x, None if mask is None else mask[:, :: self.every])
+        moved = Matching(dtype=self.dtype, name="matching")(
+            x, None if mask is None else mask[:, :: self.every]
+        )
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
         x = x + nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="moved")(moved)
         steps = -(-self.frames // self.every)
