@@ -1,7 +1,7 @@
 """The attention captioner on drawn clips: its decoder looks at frames in place of an image's positions.
 
-python scripts/train.py --config configs/captioner_scenes.py:size=48 --workdir runs/captioner_scenes_48
-python scripts/train.py --config configs/captioner_clips.py:init_from=runs/captioner_scenes_48 --workdir runs/captioner_clips
+python scripts/train.py --config configs/captioner_scenes.py --workdir runs/captioner_scenes
+python scripts/train.py --config configs/captioner_clips.py:init_from=runs/captioner_scenes --workdir runs/captioner_clips
 
 Colours and shapes are learned on pictures, which cost a twelfth of a clip: the first line trains their captioner, and its image
 tower is then the slow one of two (Feichtenhofer et al., SlowFast Networks, 2019), kept as it is. The fast one sees all frames,

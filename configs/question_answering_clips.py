@@ -1,7 +1,7 @@
 """Questions about drawn clips: what moved where, how fast, in which order, what changed, how often; open and multiple choice.
 
-python scripts/train.py --config configs/captioner_scenes.py:size=48 --workdir runs/captioner_scenes_48
-python scripts/train.py --config configs/question_answering_clips.py:init_from=runs/captioner_scenes_48 --workdir runs/clips
+python scripts/train.py --config configs/captioner_scenes.py --workdir runs/captioner_scenes
+python scripts/train.py --config configs/question_answering_clips.py:init_from=runs/captioner_scenes --workdir runs/clips
 
 The tower of two speeds is that of configs/captioner_clips.py, whose slow one knows shapes and colours from pictures; everything
 else is as in configs/question_answering_scenes.py.
