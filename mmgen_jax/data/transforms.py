@@ -125,6 +125,23 @@ def random_resized_crop(
     return transform
 
 
+def shift(pixels: int) -> Transform:
+    """Move the image by up to `pixels` each way, its edges repeated (He et al. 2015, arXiv:1512.03385, section 4.2; zeros there).
+
+    For things that are always at the same places in training and elsewhere later.
+    """
+    if not isinstance(pixels, int) or pixels < 0:
+        raise ValueError(f"shift needs a whole number of pixels, 0 or more, not {pixels!r}.")
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = np.asarray(_pil(example["image"]))
+        top, left = rng.integers(0, 2 * pixels + 1, size=2)
+        padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="edge")
+        return {**example, "image": padded[top : top + len(image), left : left + image.shape[1]]}
+
+    return transform
+
+
 def flip(probability: float = 0.5, swap: bool = False) -> Transform:
     """Mirror the image left to right, unless a caption, the question or an answer speaks of left or right.
 
@@ -410,6 +427,7 @@ FACTORIES = {
         resize,
         center_crop,
         random_resized_crop,
+        shift,
         flip,
         color_jitter,
         frames,
@@ -423,7 +441,7 @@ FACTORIES = {
     )
 }
 # Of a video these treat every frame alike.
-OF_PICTURES = ("resize", "center_crop", "random_resized_crop", "flip", "color_jitter")
+OF_PICTURES = ("resize", "center_crop", "random_resized_crop", "shift", "flip", "color_jitter")
 
 
 def parse(pipeline: str, context: Mapping[str, Any]) -> list[Transform]:

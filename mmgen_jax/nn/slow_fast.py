@@ -21,6 +21,9 @@ from mmgen_jax.nn.norm import LayerNorm
 class SlowFast(nn.Module):
     """The slow tower's places, frame by frame, then the fast tower's tokens: [B, P, D].
 
+    A place of a slow frame also tells where what it shows has come from and where it goes (nn/matching.py): features that
+    know colours and shapes can be found again in the next frame, so that directions need not be learned from pixels.
+
     Attributes:
       slow: an image tower that gives a grid, float [N, H, W, 3] -> [N, h, w, E].
       fast: a video tower that gives one token of `width` features a frame.

@@ -270,6 +270,27 @@ def test_color_jitter_clips():
     assert max(means) == 255 and min(means) < 200
 
 
+# ---------------- shift
+
+
+def test_shift_moves_all_by_as_much():
+    """Each way, at most so far, edges repeated; frames of a video alike."""
+    image, seen = photo(), set()
+    height, width = image.shape[:2]
+    for seed in range(60):
+        moved = apply("shift(2)", image, seed)["image"]
+        rows, columns = (
+            np.clip(np.arange(n)[None] + np.arange(-2, 3)[:, None], 0, n - 1) for n in (height, width)
+        )
+        fits = [
+            (y, x) for y in range(5) for x in range(5) if np.array_equal(moved, image[rows[y]][:, columns[x]])
+        ]
+        assert len(fits) == 1
+        seen.update(fits)
+    assert {y for y, _ in seen} == {x for _, x in seen} == set(range(5))
+    np.testing.assert_array_equal(apply("shift(0)", image)["image"], image)
+
+
 # ---------------- flip
 
 
@@ -541,6 +562,7 @@ def test_parse_reads_several_lines():
         ("decode | flip('x')", "argument of the wrong type"),
         ("decode | flip(2)", "between 0 and 1"),
         ("decode | color_jitter(-1)", "between 0 and 1"),
+        ("decode | shift(-1)", "whole number of pixels"),
         ("decode | random_resized_crop(8, min_area=0)", "0 < min_area"),
         ("decode | caption(0)", "at least 1"),
         ("decode | text(1)", "max_len of at least 2"),
