@@ -38,6 +38,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "pycocoevalcap>=1.2",

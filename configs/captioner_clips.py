@@ -1,13 +1,18 @@
-"""The attention captioner on drawn clips: its decoder looks at frames in place of an image's positions.
+r"""The attention captioner on drawn clips: its decoder looks at frames in place of an image's positions.
 
-python scripts/train.py --config configs/captioner_scenes.py --workdir runs/captioner_scenes
-python scripts/train.py --config configs/captioner_clips.py:init_from=runs/captioner_scenes --workdir runs/captioner_clips
+python scripts/train.py --config configs/captioner_scenes.py --workdir runs/captioner_shifted
+python scripts/train.py --override --config configs/captioner_scenes.py:steps=2900 --workdir runs/captioner_shifted \
+  --config.data.transforms="shift(4) | caption(max_len=19, per_image=2)"
+python scripts/train.py --config configs/captioner_clips.py:init_from=runs/captioner_shifted --workdir runs/captioner_clips
 
-Colours and shapes are learned on pictures, which cost a twelfth of a clip: the first line trains their captioner, and its image
-tower is then the slow one of two (Feichtenhofer et al., SlowFast Networks, 2019), kept as it is. The fast one sees all frames,
-and what has changed since the one before (Wang et al., Temporal Segment Networks, 2016, section 3.2).
+Colours and shapes are learned on pictures, which cost a twelfth of a clip: the first line trains their captioner, the second
+shows it objects between the places of a scene's lattice, where those of a clip go. Its image tower is then the slow one of two
+(Feichtenhofer et al., SlowFast Networks, 2019), kept as it is; matching its frames tells where things go (Xu et al., GMFlow,
+2022). The fast one sees all frames, and what has changed since the one before (Wang et al., Temporal Segment Networks, 2016,
+section 3.2).
 Papers: Xu et al., Show, Attend and Tell, 2015 (soft attention), over those towers.
-Reached: 46.9 % of the captions of unseen clips are true in 42 minutes on one core; directions are not learned (docs/results.md).
+Reached: 72.8 % of the captions of unseen clips are true after 39 minutes of training on one core: 98 % of those with one object,
+60 % of those with two, which are mixed up (docs/results.md).
 """
 
 import ml_collections
@@ -49,7 +54,7 @@ def tower(tiny: bool = False, init_from: str = "") -> dict:
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), init_from (a run of configs/captioner_scenes.py of the same size), size (of a frame
     in pixels), steps, batch_size, learning_rate."""
-    arg = parse_arg(arg, tiny=False, init_from="", size=48, steps=3000, batch_size=32, learning_rate=1e-3)
+    arg = parse_arg(arg, tiny=False, init_from="", size=48, steps=2500, batch_size=32, learning_rate=2e-3)
     steps, batch_size, size, length = (
         (8, 8, 24, 16) if arg.tiny else (arg.steps, arg.batch_size, arg.size, 1000)
     )

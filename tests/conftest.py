@@ -4,6 +4,7 @@ import fcntl
 import functools
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 from mmgen_jax.core import sharding
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def sigterm():
+    """Whoever was stopped by SIGTERM ignores it from then on (mmgen_jax/signals.py); what later tests start must not."""
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """scripts/launch/: shell scripts that parse and do what they say, flags that exist, and a job that is valid YAML."""
 
+import contextlib
 import os
 import re
 import signal
@@ -72,6 +73,13 @@ def stub(folder, name, text):
     return path
 
 
+def kill(process):
+    """It and all that it started, for those hold its pipes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
 def count(path):
     return len(path.read_text().splitlines())
 
@@ -92,7 +100,9 @@ def test_a_signal_ends_again(tmp_path):
     run = stub(
         tmp_path, "run", "trap 'exit 75' TERM; trap 'echo saved' USR1; echo up; while :; do sleep 0.05; done"
     )
-    process = subprocess.Popen([LAUNCH / "again.sh", run], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [LAUNCH / "again.sh", run], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGUSR1)
@@ -100,8 +110,7 @@ def test_a_signal_ends_again(tmp_path):
         process.terminate()
         assert process.wait(timeout=30) == 75
     finally:
-        process.kill()
-        process.communicate()
+        kill(process)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +133,15 @@ def test_a_stopped_slurm_job_is_not_requeued(tmp_path):
     stub(tmp_path, "srun", "trap 'exit 75' TERM; echo up; while :; do sleep 0.05; done")
     stub(tmp_path, "scontrol", f"touch {tmp_path}/requeued")
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    process = subprocess.Popen([LAUNCH / "slurm.sh"], env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [LAUNCH / "slurm.sh"], env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert process.stdout.readline() == "up\n"
         process.terminate()
         assert process.wait(timeout=30) == 75
     finally:
-        process.kill()
-        process.communicate()
+        kill(process)
     assert not (tmp_path / "requeued").exists()
 
 

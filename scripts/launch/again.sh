@@ -11,14 +11,17 @@ if [ $# -eq 0 ] || [ "$1" = --help ]; then
   sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
   exit 2
 fi
-stopped= child=
-pass_on() { [ -n "$child" ] && kill -s "$1" "$child" 2>/dev/null; }
+stopped= child= early=
+# A signal may come before the child's number is known.
+pass_on() { if [ -n "$child" ]; then kill -s "$1" "$child" 2>/dev/null; else early=$1; fi; }
 trap 'stopped=yes; pass_on TERM' TERM INT
 trap 'pass_on USR1' USR1
 
 for ((start = 1; start <= ${TIMES:-100}; start++)); do
+  early=
   "$@" &
   child=$!
+  [ -n "$early" ] && pass_on "$early"
   # A signal interrupts `wait`, which then has to be asked again until the child is gone.
   while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done
   child=

@@ -160,11 +160,11 @@ def test_modulation():
             np.testing.assert_allclose(b, share * a, rtol=1e-4, atol=1e-7)
             if a.ndim > 1 and a.size > 30:
                 np.testing.assert_allclose((c - b).std(), a.std(), rtol=0.5)
-            elif a.ndim == 1:
-                np.testing.assert_array_equal(c, b)
+            elif a.ndim == 1:  # no noise; two programs round differently
+                np.testing.assert_allclose(c, b, rtol=1e-5, atol=1e-8)
     for part in ("fusion", "head", "own_image"):
         for a, b in zip(jax.tree.leaves(before[part]), jax.tree.leaves(noisy[part]), strict=True):
-            np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
     norms = [norm(slowed["towers_image"]), norm(slowed["towers_question"])]
     np.testing.assert_allclose(metrics["gradient_share/image"], norms[0] / sum(norms), rtol=1e-4)
 
