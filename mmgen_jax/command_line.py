@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from mmgen_jax import peers
 from mmgen_jax.core import errors, registry
+from mmgen_jax.signals import Interrupted
 
 
 def start_jax(
@@ -188,3 +189,13 @@ def tell(main: Callable[[], Any]) -> int:
         return errors.show(error)
     finally:
         sys.stdout.flush()
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with this status; one that a signal stopped at once.
+
+    A compile that was given up goes on in XLA's threads, which crash, with another status, once Python takes down what they use.
+    """
+    if status in (Interrupted.status, errors.status_of(KeyboardInterrupt())) and jax.process_count() == 1:
+        peers.end(status)
+    sys.exit(status)

@@ -99,7 +99,7 @@ def _listen(stop: threading.Event) -> None:
         if me in failed:
             return
         process, said = next(iter(failed.items()))
-        _end(said["status"], f"\nerror: This process ends because process {process} did: {said['message']}")
+        end(said["status"], f"\nerror: This process ends because process {process} did: {said['message']}")
 
 
 def _patience(process: int) -> float:
@@ -113,8 +113,8 @@ def _failed() -> dict[int, dict]:
     return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
 
 
-def _end(status: int, line: str = "") -> None:
-    """Exit without the farewell for which JAX has all processes wait for each other."""
+def end(status: int, line: str = "") -> None:
+    """Exit at once, without the farewell for which JAX has all processes wait for each other."""
     with contextlib.suppress(OSError, ValueError):
         if line:
             print(line, file=sys.stderr)
@@ -136,7 +136,7 @@ def together() -> Iterator[None]:
         raise
     except BaseException as error:
         if distributed.global_state.client is not None and not _shared(error):
-            _end(errors.show(error))
+            end(errors.show(error))
         raise
 
 
@@ -149,7 +149,7 @@ def _shared(error: BaseException) -> bool:
             # Another may have said why, in which case `listen` ends this process with that.
             time.sleep(GRACE)
             if not _failed():
-                _end(_lost(str(error).splitlines()[0][:200]))
+                end(_lost(str(error).splitlines()[0][:200]))
             time.sleep(3 * GRACE)
         said = {"status": errors.status_of(error), "message": str(error) or type(error).__name__}
         state.client.key_value_set(f"{FAILED}/{state.process_id}", json.dumps(said), allow_overwrite=True)
@@ -160,5 +160,5 @@ def _shared(error: BaseException) -> bool:
             time.sleep(0.1)
     except (ValueError, RuntimeError):  # process 0, which keeps what was said, is gone
         if gone:
-            _end(_lost(str(error).splitlines()[0][:200]))
+            end(_lost(str(error).splitlines()[0][:200]))
     return False

@@ -12,10 +12,9 @@ folder of numbered frames, or a sheet of frames.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import rows_and_columns, start_jax, tell
+from mmgen_jax.command_line import leave, rows_and_columns, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -65,4 +64,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(tell(lambda: main(arguments)))
+    leave(tell(lambda: main(arguments)))

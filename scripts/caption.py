@@ -13,10 +13,9 @@ that captions videos it is "video": GIFs, mp4 and the like (with the extra "vide
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import check_out, rows_and_columns, start_jax, tell
+from mmgen_jax.command_line import check_out, leave, rows_and_columns, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -78,4 +77,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(tell(lambda: main(arguments)))
+    leave(tell(lambda: main(arguments)))

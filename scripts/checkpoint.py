@@ -13,11 +13,10 @@ and the best by the score that checkpoint.best names ("val/cider"; checkpoint.lo
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-from mmgen_jax.command_line import start_jax, tell
+from mmgen_jax.command_line import leave, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -86,4 +85,4 @@ if __name__ == "__main__":
     arguments = parse()
     status = []
     failed = tell(lambda: status.append(main(arguments)))
-    sys.exit(failed or status[0])
+    leave(failed or status[0])

@@ -19,10 +19,9 @@ always trained too, with the same seeds; differences are to the first of them, o
 
 import argparse
 import signal
-import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import start_jax, tell
+from mmgen_jax.command_line import leave, start_jax, tell
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -70,4 +69,4 @@ if __name__ == "__main__":
     arguments = parse()
     status: list[int] = []
     bad = tell(lambda: status.append(main(*arguments)))
-    sys.exit(bad or status[0])
+    leave(bad or status[0])

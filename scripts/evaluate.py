@@ -11,10 +11,9 @@ grammar of scenes allows), and a line that says how the numbers were made.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import check_out, start_jax, tell
+from mmgen_jax.command_line import check_out, leave, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -56,4 +55,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(tell(lambda: main(arguments)))
+    leave(tell(lambda: main(arguments)))

@@ -7,10 +7,9 @@ The averaged parameters are written where the run kept them. Says which class of
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import start_jax, tell
+from mmgen_jax.command_line import leave, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -46,4 +45,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(tell(lambda: main(arguments)))
+    leave(tell(lambda: main(arguments)))

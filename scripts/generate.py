@@ -17,10 +17,9 @@ fewer different ones. Without it the noise is that of training, neither cut nor 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import check_out, start_jax, tell
+from mmgen_jax.command_line import check_out, leave, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -74,4 +73,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(tell(lambda: main(arguments)))
+    leave(tell(lambda: main(arguments)))

@@ -19,13 +19,12 @@ Nothing is computed and no array is made; the data need not be here. A large mod
 """
 
 import json
-import sys
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from mmgen_jax.command_line import check_out, parse_flags, start_jax, tell
+from mmgen_jax.command_line import check_out, leave, parse_flags, start_jax, tell
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:args].")
 TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:4x4 or cpu:8.")
@@ -73,7 +72,7 @@ def beside(text: str) -> tuple[dict, str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown argument(s): {' '.join(argv[1:])}")
-    sys.exit(tell(run))
+    leave(tell(run))
 
 
 def run() -> None:

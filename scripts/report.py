@@ -9,10 +9,9 @@ work that a restart had to do again, and the time in which no process was runnin
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import check_out, tell
+from mmgen_jax.command_line import check_out, leave, tell
 
 
 def parse() -> argparse.Namespace:
@@ -35,4 +34,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(tell(lambda: main(arguments)))
+    leave(tell(lambda: main(arguments)))

@@ -14,10 +14,9 @@ answers.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmgen_jax.command_line import check_out, start_jax, tell
+from mmgen_jax.command_line import check_out, leave, start_jax, tell
 
 
 def parse() -> argparse.Namespace:
@@ -59,4 +58,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(tell(lambda: main(arguments)))
+    leave(tell(lambda: main(arguments)))

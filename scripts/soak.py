@@ -103,9 +103,9 @@ def show(rows: list[tuple], failed: list) -> int:
 
 
 if __name__ == "__main__":
-    from mmgen_jax.command_line import tell
+    from mmgen_jax.command_line import leave, tell
 
     arguments = parse()
     status: list[int] = []
     bad = tell(lambda: status.append(main(arguments)))
-    sys.exit(bad or status[0])
+    leave(bad or status[0])

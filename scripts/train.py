@@ -20,12 +20,10 @@ Several machines: on TPU, Slurm and GKE add --distributed; elsewhere also
 its message; where one dies, within a minute and with status 69: the same command goes on. docs/pods.md says more.
 """
 
-import sys
-
 from absl import app, flags
 from ml_collections import config_flags
 
-from mmgen_jax.command_line import keep_compiled, parse_flags, start_jax, tell
+from mmgen_jax.command_line import keep_compiled, leave, parse_flags, start_jax, tell
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:args].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -67,7 +65,7 @@ def main(argv: list[str]) -> None:
         if jax.process_index() == 0:
             print(registry.lookup("tasks", CONFIG.value.task.name).NEXT.format(workdir=WORKDIR.value))
 
-    sys.exit(tell(run))
+    leave(tell(run))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,22 @@ def test_too_many_broken_images_end_the_run(config, tmp_path):
         run(bad, tmp_path / "run")
     # Other threads may find one more while the first stops the run.
     assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) >= 8
+
+
+def test_a_stop_while_the_step_compiles(tmp_path, script_env):
+    """Status 75 too, though XLA goes on compiling; there is no checkpoint yet."""
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--workdir", str(tmp_path / "run")]
+    command += ["--config", str(ROOT / "configs" / "captioner_scenes.py"), "--compilation_cache", ""]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=script_env, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("training in"):
+                time.sleep(1.0)
+                process.send_signal(signal.SIGTERM)
+                break
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, errors
+    assert "Stopped before step 1: there is nothing new to save." in errors and "Segmentation" not in errors
 
 
 SCRIPT_CONFIG = """
