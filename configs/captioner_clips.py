@@ -72,8 +72,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         return dict(name="clips", split=split, size=size, **more)
 
     def evaluation(name, split, **more):
-        if name == "captions":
-            more.update(pictures=0, **(dict(floor_images=100) if arg.tiny else {}))
+        if arg.tiny and name == "captions":
+            more["floor_images"] = 100
         return dict(
             name=name,
             source=clips(split, length=length),

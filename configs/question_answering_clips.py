@@ -1,12 +1,9 @@
 r"""Questions about drawn clips: what moved where, how fast, in which order, what changed, how often; open and multiple choice.
 
-python scripts/train.py --config configs/captioner_scenes.py --workdir runs/captioner_shifted
-python scripts/train.py --override --config configs/captioner_scenes.py:steps=2900 --workdir runs/captioner_shifted \
-  --config.data.transforms="shift(4) | caption(max_len=19, per_image=2)"
-python scripts/train.py --config configs/question_answering_clips.py:init_from=runs/captioner_shifted --workdir runs/clips
+python scripts/train.py --config configs/question_answering_clips.py:init_from=runs/captioner_clips --workdir runs/clips
 
-The tower of two speeds is that of configs/captioner_clips.py, whose slow one knows shapes and colours from pictures; everything
-else is as in configs/question_answering_scenes.py.
+The tower of two speeds is that of configs/captioner_clips.py, which says how runs/captioner_clips comes about; everything else is
+as in configs/question_answering_scenes.py.
 Reached: 41.5 % after 875 steps, before the tower matched its frames; not run since (docs/results.md).
 """
 
@@ -23,8 +20,8 @@ BASELINES = {
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), fusion, level, modalities (video, question or both with a plus), size (of a frame in
-    pixels), init_from (a run of configs/captioner_scenes.py of the same size, whose image tower begins the slow one), steps,
-    batch_size, learning_rate."""
+    pixels), init_from (a run of configs/captioner_clips.py of the same size, as whose tower this one begins), steps, batch_size,
+    learning_rate."""
     arg = parse_arg(
         arg,
         tiny=False,
@@ -42,8 +39,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         f"{tiny}fusion={arg.fusion},level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size},"
         f"learning_rate={arg.learning_rate}"
     )
-    captioner = sibling(__file__, "captioner_clips")(f"{tiny}init_from={arg.init_from}")
-    video = captioner.task.model.encoder.to_dict()
+    captioner = sibling(__file__, "captioner_clips")(tiny.rstrip(","))
+    video = dict(captioner.task.model.encoder.to_dict(), init_from=arg.init_from)
     size, length = (24, 16) if arg.tiny else (arg.size, 2000)
 
     def questions(split, **more):

@@ -66,13 +66,13 @@ def answer_questions(
         raise ValueError(
             f"The run in {workdir} reads {', '.join(sorted(others))}, which this command cannot."
         )
-    if figure and ("attend" not in task.predict or modalities[0] != "image"):
+    if figure and ("attend" not in task.predict or modalities[0] != key):
         raise ValueError(
-            f"The run in {workdir} has no attention over an image to draw; those with the fusions cross_attention, "
-            "co_attention and mac have, where the image is the first modality."
+            f"The run in {workdir} has no attention over an image or a video to draw; those with the fusions cross_attention, "
+            "co_attention and mac have, where that is the first modality."
         )
     if figure and path is None:
-        raise ValueError("A picture of where it looked needs an image.")
+        raise ValueError(f"A picture of where it looked needs the {key}.")
     pixels: Any = np.zeros(experiment.pipeline.example_batch()[key].shape[1:], np.uint8)
     if path is not None:
         pixels = image_files.encoded(path, sheet)
@@ -111,11 +111,13 @@ def answer_questions(
         else:
             words = [[answer] for answer in best]
             weights = predict("attend", batch)[0]["weights"][: len(rows), None]
-        figures_lib.attention(
-            figure,
-            [row["image"] for row in rows],
-            words,
-            weights,
-            titles=[f"{question} {answer}" for question, answer in zip(questions, best, strict=True)],
-        )
+        seen = [row[key] for row in rows]
+        if key == "video":  # the same for all questions
+            pairs = [(q, word, one) for q, row, maps in zip(questions, words, weights, strict=True)
+                     for word, one in zip(row, maps, strict=False)]  # fmt: skip
+            labels, maps = [f"{question} {word}" for question, word, _ in pairs], [one for *_, one in pairs]
+            figures_lib.film(figure, seen[0], labels, maps, title=path.name)
+        else:
+            titles = [f"{question} {answer}" for question, answer in zip(questions, best, strict=True)]
+            figures_lib.attention(figure, seen, words, weights, titles)
         print(f"attention picture: {figure}", file=sys.stderr)

@@ -39,7 +39,7 @@ def caption_files(
       sheet: (rows, columns), where each picture holds a video's frames.
       decode: the task's decode options; None keeps the config's.
       out: a file, default the terminal.
-      figures: a folder for attention pictures; of images only.
+      figures: a folder for attention pictures.
       batch_size: images or videos at once.
       seed: of drawn words, default the config's.
 
@@ -59,8 +59,6 @@ def caption_files(
     experiment, params, variables, _ = load(workdir, overrides, step)
     key = image_files.seen_by(experiment, sheet)
     video = key == "video"
-    if figures and video:
-        raise ValueError(f"--figures draws over an image, and the run in {workdir} captions videos.")
     files = image_files.find_videos(paths, sheet is not None) if video else image_files.find_images(paths)
     batch_size = min(batch_size, len(files))
     batch_size = -(-batch_size // experiment.layout.cuts) * experiment.layout.cuts
@@ -121,8 +119,12 @@ def _captions(output: dict[str, np.ndarray], tokenizer: Any) -> list[dict[str, A
 
 
 def _draw(predict: Any, folder: Path, drawn: list[tuple], tokenizer: Any, size: int) -> None:
-    weights = attend(predict, [image for _, image, _ in drawn], np.stack([row for *_, row in drawn]), size)
-    for (path, image, tokens), maps in zip(drawn, weights, strict=True):
+    weights = attend(predict, [seen for _, seen, _ in drawn], np.stack([row for *_, row in drawn]), size)
+    for (path, seen, tokens), maps in zip(drawn, weights, strict=True):
         # Two folders may hold files of one name.
         name = "_".join(path.with_suffix("").parts[-2:]).strip("/.")
-        figures_lib.attention(folder / f"{name}.png", [image], [tokenizer.pieces(tokens)], [maps])
+        picture, words = folder / f"{name}.png", tokenizer.pieces(tokens)
+        if seen.ndim == 4:
+            figures_lib.film(picture, seen, words, maps, title=path.name)
+        else:
+            figures_lib.attention(picture, [seen], [words], [maps])

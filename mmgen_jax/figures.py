@@ -1,4 +1,4 @@
-"""Pictures: attention (where a model looked for each word), contact sheets, grids of samples, points, curves, intervals."""
+"""Pictures: where a model looked for each word in an image or a clip, contact sheets, samples, points, curves, intervals."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -56,11 +56,29 @@ def attention(
         axes[0, 0].imshow(image)
         for i, word in enumerate(words):
             axis = axes[i // columns, 1 + i % columns]
-            _overlay(axis, image, maps[i])
+            axis.imshow(_lit(image, maps[i], float(maps[i].max())))
             axis.set_title(word, fontsize=8, pad=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
+
+
+def film(
+    path: Path, frames: np.ndarray, words: Sequence[str], weights: Sequence[np.ndarray], title: str
+) -> Path:
+    """Write a PNG with a clip's frames in a row, and below them a row a word: its frames, bright where the model looked for it.
+
+    Args:
+      path: the file to write.
+      frames: uint8 [F, H, W, 3].
+      words: words (or pieces), as many as there are maps.
+      weights: float [T, F, S], S positions of a grid of a frame's proportions; rows behind the words are left out.
+      title: beside the first row.
+    """
+    rows = [list(frames)]
+    for _, maps in zip(words, weights, strict=False):
+        rows.append([_lit(frame, one, float(maps.max())) for frame, one in zip(frames, maps, strict=True)])
+    return sample_grid(path, rows, [title, *words])
 
 
 def contact_sheet(
@@ -455,16 +473,12 @@ def _wrap(text: str, width: int, most: int) -> str:
     return _plain("\n".join(lines))
 
 
-def _overlay(axis: Any, image: np.ndarray, weights: np.ndarray) -> None:
-    """The image as under a lamp: bright where the model looked, dark elsewhere; each map is scaled by its own largest weight."""
+def _lit(image: np.ndarray, weights: np.ndarray, largest: float) -> np.ndarray:
+    """The image as under a lamp: bright where the model looked with the largest weight, dark elsewhere. -> uint8 [H, W, 3]."""
     height, width = image.shape[:2]
-    maps = (
-        (weights / max(float(weights.max()), 1e-6))
-        .reshape(_grid(len(weights), height / width))
-        .astype(np.float32)
-    )
+    maps = (weights / max(largest, 1e-6)).reshape(_grid(len(weights), height / width)).astype(np.float32)
     lamp = np.asarray(Image.fromarray(maps).resize((width, height), Image.Resampling.BICUBIC))
-    axis.imshow((image * (0.15 + 0.85 * lamp.clip(0, 1)[..., None])).astype(np.uint8))
+    return (image * (0.15 + 0.85 * lamp.clip(0, 1)[..., None])).astype(np.uint8)
 
 
 def _grid(positions: int, ratio: float) -> tuple[int, int]:

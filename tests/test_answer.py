@@ -97,7 +97,7 @@ def test_without_an_image(script, run):
     [
         (["absent.png", "is there a star?"], "No image or video absent.png"),
         (["notes.txt", "is there a star?"], "notes.txt"),
-        (["--blind", "--figure", "x.png", "is there a star?"], "needs an image"),
+        (["--blind", "--figure", "x.png", "is there a star?"], "needs the image"),
         (["--n-best", "0", "a.png", "is there a star?"], "n_best=0; it is at least 1"),
         (["a.png"], "a question is missing"),
     ],

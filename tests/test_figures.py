@@ -70,6 +70,28 @@ def test_a_wide_picture(tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
+def test_a_clip_is_lit_in_the_frame_and_at_the_place_that_was_looked_at(tmp_path):
+    """Rows of frames: the clip, then one a word; a map of the third frame's upper left quarter, then one of all alike."""
+    clip, maps = np.stack([GREEN] * 5), np.zeros((4, 5, 4), np.float32)
+    maps[0, 2, 0], maps[1] = 0.3, 0.01
+    path = figures.film(tmp_path / "new" / "film.png", clip, ["one", "two"], maps, "the title")
+    with Image.open(path) as image:
+        green = np.asarray(image, np.float32)[:, 200:, 1] - np.asarray(image, np.float32)[:, 200:, 0]
+    rows = green.reshape(green.shape[0], -1).max(axis=1) > 20
+    tops = np.flatnonzero(np.diff(rows.astype(int)) == 1) + 1
+    assert len(tops) == 3
+    columns = np.flatnonzero(np.diff((green[tops[0]] > 20).astype(int)) == 1) + 1
+
+    def brightness(row, frame, down=0, right=0):
+        return green[tops[row] + 16 + 32 * down, columns[frame] + 16 + 32 * right]
+
+    assert [brightness(0, frame) for frame in range(5)] == [200] * 5
+    assert (
+        brightness(1, 2) > 150 and brightness(1, 2, 1, 1) < 60 and brightness(1, 1) == brightness(1, 3) == 30
+    )
+    assert [brightness(2, frame, 1) for frame in range(5)] == [200] * 5
+
+
 def sheet(path, rows, titles=None, captions=None, marks=None):
     titles = titles or [f"row {i}" for i in range(len(rows))]
     captions = captions or [["a text"] * len(row) for row in rows]

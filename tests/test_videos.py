@@ -103,20 +103,30 @@ def test_every_form_is_read_alike(captioner, files):
 def test_captions_of_videos(script, captioner, files, tmp_path):
     first, folder = files
     (tmp_path / "d.mp4").write_bytes(mp4(first))
-    status, out, err = script("caption", "--workdir", captioner, folder, tmp_path / "d.mp4", "--max-len", 4)
-    assert (status, err) == (0, "")
+    figures = tmp_path / "figures"
+    status, out, err = script(
+        "caption", "--workdir", captioner, folder, tmp_path / "d.mp4", "--max-len", 4, "--figures", figures
+    )
+    assert (status, err) == (0, f"attention pictures: {figures}/\n")
     a, b, gif, short, streamed = lines(out)
     assert a["video"] == str(folder / "a") and len(a["captions"]) == 1
     assert a["captions"][0]["log_prob"] != b["captions"][0]["log_prob"]
     assert gif["captions"] and streamed["video"].endswith("d.mp4") and streamed["captions"]
     assert short["error"].startswith("shorter than the sampling: 3 frames, frames(count=12) needs more")
+    with Image.open(
+        figures / f"{folder.name}_a.png"
+    ) as picture:  # a row of twelve frames for the clip, then one a word
+        assert (
+            picture.width > 12 * 64 and picture.height > (len(a["captions"][0]["caption"].split()) + 1) * 64
+        )
+    assert len(list(figures.iterdir())) == 4
     sheets = ("--sheet", "3x4", folder.parent / "sheets")
     _, out, _ = script("caption", "--workdir", captioner, *sheets, "--max-len", 4)
     (line,) = lines(out)
     assert line["captions"][0]["log_prob"] == pytest.approx(a["captions"][0]["log_prob"], abs=1e-3)
 
 
-def test_answers_about_a_video(script, answerer, files):
+def test_answers_about_a_video(script, answerer, files, tmp_path):
     _, folder = files
     status, out, err = script(
         "answer", "--workdir", answerer, folder / "a", "what moves?", "how often?", "--n-best", 2
@@ -125,6 +135,10 @@ def test_answers_about_a_video(script, answerer, files):
     one, two = lines(out)
     assert one["video"] == str(folder / "a") and two["question"] == "how often?"
     assert len(one["answers"]) == 2 and one["answers"][0]["probability"] >= one["answers"][1]["probability"]
+    figure = tmp_path / "looked.png"
+    script("answer", "--workdir", answerer, folder / "a", "what moves?", "how often?", "--figure", figure)
+    with Image.open(figure) as picture:
+        assert picture.width > 12 * 64 and 3 * 64 < picture.height < 4 * 72  # the clip, and a row a question
     sheet = folder.parent / "sheets" / "a.png"
     _, out, _ = script(
         "answer", "--workdir", answerer, "--sheet", "3x4", sheet, "what moves?", "how often?", "--n-best", 2
@@ -139,7 +153,6 @@ def test_answers_about_a_video(script, answerer, files):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--figures", "{empty}/x", "{videos}/a"], "--figures draws over an image, and the run in"),
         (["{empty}"], "No video in {empty}: looked for .gif"),
         (["nowhere.gif"], "No file or folder nowhere.gif"),
         (["--sheet", "3", "{videos}/a"], '"3" is not ROWSxCOLUMNS, such as 3x4'),

@@ -89,11 +89,12 @@ class Evaluator:
         """Write the last run's predictions to `path`, where they are worth keeping."""
 
     def image(self, index: int, source: sources.Source | None = None) -> np.ndarray:
-        """The image of an example, of the evaluator's source or another, as the model gets it, uint8 [H, W, 3]."""
+        """The image of an example, of the evaluator's source or another, as the model gets it, uint8 [H, W, 3]; or its clip,
+        [F, H, W, 3]."""
         example = (self.source if source is None else source)[index]
         for transform in self.transforms:
             example = transform(example, np.random.default_rng(0))
-        return example["image"]
+        return example["video" if "video" in example else "image"]
 
     def outputs(self, predict: Predict, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(predictions, inputs without what is large) of every example that is not broken, in the source's order."""

@@ -84,12 +84,16 @@ class Captions(Evaluator):
         return scores
 
     def _draw(self, predict: Predict, index: list[int], tokens: np.ndarray, path: Path) -> None:
-        """The first captions with an attention map a word."""
-        images = [self.image(i) for i in index]
-        weights = attend(predict, images, tokens, self.batch_size // self.pipeline.process[1])
-        if self.pipeline.process[0] == 0:
-            words = [self.pipeline.tokenizer.pieces(row) for row in tokens]
-            figures.attention(path, images, words, weights)
+        """The first captions with an attention map a word; of clips, which take a page each, one."""
+        seen = [self.image(i) for i in index]
+        weights = attend(predict, seen, tokens, self.batch_size // self.pipeline.process[1])
+        if self.pipeline.process[0] != 0:
+            return
+        words = [self.pipeline.tokenizer.pieces(row) for row in tokens]
+        if seen[0].ndim == 4:
+            figures.film(path, seen[0], words[0], weights[0], title=self.source.name(index[0]))
+        else:
+            figures.attention(path, seen, words, weights)
 
     def _count(self, index: list[int]) -> None:
         """The references' n-grams, counted once for all evaluations of a run."""
@@ -147,18 +151,21 @@ def written(tokens: np.ndarray) -> np.ndarray:
     return np.concatenate([starts, tokens], axis=1).astype(np.int32)[:, None]
 
 
-def attend(predict: Predict, images: Sequence[np.ndarray], tokens: np.ndarray, batch_size: int) -> np.ndarray:
-    """Where the model looked while it wrote given captions. images: n x uint8 [H, W, 3]; tokens: [n, L] -> float [n, L, P].
+def attend(predict: Predict, seen: Sequence[np.ndarray], tokens: np.ndarray, batch_size: int) -> np.ndarray:
+    """Where the model looked while it wrote given captions.
 
     They go through in batches of `batch_size`, the last filled up: that divides over the mesh where their own number may not.
+
+    seen: n x uint8 [H, W, 3], or clips [F, H, W, 3]; tokens: [n, L] -> float [n, L, P], of clips [n, L, F, S].
     """
+    key = "video" if seen[0].ndim == 4 else "image"
     tokens, weights = written(tokens), []
-    for first in range(0, len(images), batch_size):
-        rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
-        batch = {"image": np.stack([images[row] for row in rows]), "tokens": tokens[rows]}
+    for first in range(0, len(seen), batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), len(seen) - 1)
+        batch = {key: np.stack([seen[row] for row in rows]), "tokens": tokens[rows]}
         # Rows of other processes follow this one's.
         weights.append(predict("attend", batch)[0]["weights"][:batch_size, 0])
-    return np.concatenate(weights)[: len(images)]
+    return np.concatenate(weights)[: len(seen)]
 
 
 make = Captions

@@ -156,6 +156,13 @@ class Towers(nn.Module):
             for i, name in enumerate(self.modalities)
         ]
 
+    def placed(self, weights: jax.Array, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        """Weights on the first modality's tokens, [B, ..., P], as they are, or on a video's frames' places, [B, ..., F, S]."""
+        name = self.modalities[0]
+        if inputs[name].ndim != 5:
+            return weights
+        return self.towers[name].over_frames(weights, inputs[name].shape[1])
+
     def _stream(
         self, name: str, x: jax.Array, present: jax.Array, frames: jax.Array | None, train: bool
     ) -> Stream:

@@ -16,13 +16,15 @@ from mmgen_jax.core import registry
 from mmgen_jax.nn import pooling, video
 from mmgen_jax.nn.matching import Matching
 from mmgen_jax.nn.norm import LayerNorm
+from mmgen_jax.nn.transformer import stack
 
 
 class SlowFast(nn.Module):
     """The slow tower's places, frame by frame, then the fast tower's tokens: [B, P, D].
 
-    A place of a slow frame also tells where what it shows has come from and where it goes (nn/matching.py): features that
-    know colours and shapes can be found again in the next frame, so that directions need not be learned from pixels.
+    A place of a slow frame also tells where what it shows has come from and where it goes, and how it changes (nn/matching.py):
+    features that know colours and shapes can be found again in the next frame, so that directions need not be learned from
+    pixels, and what happens is told where it is seen to whom.
 
     Attributes:
       slow: an image tower that gives a grid, float [N, H, W, 3] -> [N, h, w, E].
@@ -31,6 +33,8 @@ class SlowFast(nn.Module):
       every: the slow tower reads the first of so many frames.
       frames: of the clips for which the slow frames' times are learned; for other lengths that table is resized linearly.
       grid: (rows, columns) for which the slow tower's places are learned, likewise.
+      depth: blocks of self-attention over the tokens of both: what happens finds whom it happens to.
+      heads: of those blocks; they divide D.
       dtype: of the computation; parameters are float32.
     """
 
@@ -40,12 +44,22 @@ class SlowFast(nn.Module):
     every: int = 3
     frames: int = 12
     grid: Sequence[int] = (6, 6)
+    depth: int = 0
+    heads: int = 4
     dtype: Any = jnp.float32
 
     def token_mask(self, mask: jax.Array, tokens: int) -> jax.Array:
         """Which of the `tokens` are of frames that are there. mask: bool [B, F] -> bool [B, P]."""
         slow = video.token_mask(mask[:, :: self.every], 1, tokens - mask.shape[1])
         return jnp.concatenate([slow, mask], axis=1)
+
+    def over_frames(self, weights: jax.Array, frames: int) -> jax.Array:
+        """See `video.over_frames`: the fast tower's weights lie evenly on their frames, the slow one's on its frames only."""
+        slow, fast = jnp.split(weights, [weights.shape[-1] - frames], axis=-1)
+        slow = video.over_frames(slow, -(-frames // self.every))
+        places = slow.shape[-1]
+        whole = jnp.repeat(fast[..., None] / places, places, axis=-1)
+        return whole.at[..., :: self.every, :].add(slow)
 
     @nn.compact
     def __call__(self, clip: jax.Array, mask: jax.Array | None = None, *, train: bool) -> jax.Array:
@@ -59,11 +73,12 @@ class SlowFast(nn.Module):
         if x.ndim != 4:
             raise ValueError('slow_fast.slow gives no grid; set its pool = "none".')
         x = rearrange(x, "(b f) h w e -> b f h w e", b=len(clip))
-        moved = Matching(dtype=self.dtype, name="matching")(
-            x, None if mask is None else mask[:, :: self.every]
+        happens = jnp.concatenate(
+            Matching(dtype=self.dtype, name="matching")(x, None if mask is None else mask[:, :: self.every]),
+            axis=-1,
         )
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
-        x = x + nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="moved")(moved)
+        x = x + nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="happens")(happens)
         steps = -(-self.frames // self.every)
         time = self.param("time", nn.initializers.normal(0.02), (steps, 1, self.width), jnp.float32)
         place = self.param("place", nn.initializers.normal(0.02), (*self.grid, self.width), jnp.float32)
@@ -71,13 +86,23 @@ class SlowFast(nn.Module):
         place = pooling.resize_positions(place, *x.shape[2:4])[None, None]
         x = LayerNorm(self.dtype, name="norm")(x + (time + place).astype(self.dtype))
         x = rearrange(x, "b f h w d -> b (f h w) d")
-        happens = self.fast(clip, mask, train=train)
-        if happens.shape[1:] != (clip.shape[1], self.width):
+        brief = self.fast(clip, mask, train=train)
+        if brief.shape[1:] != (clip.shape[1], self.width):
             raise ValueError(
-                f"slow_fast.fast gives {list(happens.shape[1:])}, not one token of {self.width} features for each of "
+                f"slow_fast.fast gives {list(brief.shape[1:])}, not one token of {self.width} features for each of "
                 f'{clip.shape[1]} frames; pool its frames, such as tower.pool = "max".'
             )
-        return jnp.concatenate([x, happens], axis=1)
+        x = jnp.concatenate([x, brief], axis=1)
+        x = stack(
+            x,
+            None if mask is None else video.key_mask(self.token_mask(mask, x.shape[1])),
+            depth=self.depth,
+            train=train,
+            heads=self.heads,
+            mlp=2 * self.width,
+            dtype=self.dtype,
+        )
+        return LayerNorm(self.dtype, name="joined_norm")(x) if self.depth else x
 
 
 def make(

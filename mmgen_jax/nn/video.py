@@ -38,6 +38,15 @@ def token_mask(mask: jax.Array, tubelet: int, tokens: int) -> jax.Array:
     return repeat(there, "b f -> b (f s)", s=tokens // there.shape[1])
 
 
+def over_frames(weights: jax.Array, frames: int, tubelet: int = 1) -> jax.Array:
+    """A weight a token -> a weight a place of each frame, with the same sum; a tubelet's lies evenly on its frames.
+
+    weights: [..., P], of a tower's tokens (pool="none") of `frames` frames -> [..., F, S].
+    """
+    x = rearrange(weights, "... (t s) -> ... t s", t=frames // tubelet)
+    return jnp.repeat(x, tubelet, axis=-2) / tubelet
+
+
 def pool(
     x: jax.Array, name: str, *, first: jax.Array | None, mask: jax.Array | None, tubelet: int = 1
 ) -> jax.Array:

@@ -113,6 +113,10 @@ class VideoFrames(nn.Module):
         """Which of the `tokens` that pool="none" gives are there. mask: bool [B, F] -> bool [B, P]."""
         return video.token_mask(mask, 1, tokens)
 
+    def over_frames(self, weights: jax.Array, frames: int) -> jax.Array:
+        """See `video.over_frames`."""
+        return video.over_frames(weights, frames)
+
     @nn.compact
     def __call__(self, clip: jax.Array, mask: jax.Array | None = None, *, train: bool) -> jax.Array:
         """Features of a clip. clip: float [B, F, H, W, 3]; mask: bool [B, F], false for frames that pad a shorter clip.

@@ -202,6 +202,10 @@ class VideoTransformer(nn.Module):
         """Which of the `tokens` that pool="none" gives are there. mask: bool [B, F] -> bool [B, P]."""
         return video.token_mask(mask, self.tubelet, tokens)
 
+    def over_frames(self, weights: jax.Array, frames: int) -> jax.Array:
+        """See `video.over_frames`."""
+        return video.over_frames(weights, frames, self.tubelet)
+
     @nn.compact
     def __call__(self, clip: jax.Array, mask: jax.Array | None = None, *, train: bool) -> jax.Array:
         """Features of a clip. clip: float [B, F, H, W, 3]; mask: bool [B, F], false for frames that pad a shorter clip.

@@ -80,9 +80,9 @@ class QuestionAnswering(Decision):
         return {"score": jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)}
 
     def _predict_attend(self, params, variables, batch, rng):
-        """Where the fusion looks among the first modality's places. -> {"weights" float32 [B, P]}."""
+        """Where the fusion looks among the first modality's places. -> {"weights" float32 [B, P], of a video [B, F, S]}."""
         del rng
-        return {"weights": self._forward(params, variables, batch)[0].attention}
+        return {"weights": self.model.placed(self._forward(params, variables, batch)[0].attention, batch)}
 
 
 make = QuestionAnswering

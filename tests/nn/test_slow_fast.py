@@ -114,3 +114,16 @@ def test_towers_that_give_something_else_are_refused(name, pool, message):
     module = tower(**{name: part if name == "slow" else {**TOWER[name], "tower": part}})
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: module.init(jax.random.key(0), clips(), train=False))
+
+
+def test_weights_on_tokens_are_weights_on_frames():
+    """A slow frame's places keep theirs, a fast frame's token gives its own evenly; the sum stays."""
+    weights = np.random.default_rng(0).random((2, SLOW + FRAMES), np.float32)
+    placed = np.asarray(tower().over_frames(jnp.asarray(weights), FRAMES))
+    assert placed.shape == (2, FRAMES, PLACES)
+    for frame in range(FRAMES):
+        expected = np.repeat(weights[:, SLOW + frame, None] / PLACES, PLACES, axis=1)
+        if frame % EVERY == 0:
+            expected += weights[:, frame // EVERY * PLACES :][:, :PLACES]
+        np.testing.assert_allclose(placed[:, frame], expected, rtol=1e-6)
+    np.testing.assert_allclose(placed.sum(axis=(1, 2)), weights.sum(axis=1), rtol=1e-6)

@@ -143,6 +143,12 @@ def test_shapes_of_all_pools(built):
     there = module.token_mask(mask, times * places)
     assert there.sum(axis=1).tolist() == [times * places // 2, times * places]
     assert there[0, : times * places // 2].all()
+    weights = jnp.arange(2.0 * times * places).reshape(2, -1)
+    placed = module.over_frames(weights, FRAMES)  # a tubelet's frames share what is its
+    np.testing.assert_allclose(
+        placed.reshape(2, times, FRAMES // times, places).sum(axis=2).reshape(2, -1), weights
+    )
+    np.testing.assert_array_equal(placed, np.repeat(placed[:, :: FRAMES // times], FRAMES // times, axis=1))
 
 
 def test_frames_that_are_not_there_change_nothing(built):
