@@ -59,7 +59,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         config.task.model.pixels = "half"
         config.data.source = questions("but 1/10")
         config.data.transforms = (
-            f"frames({FRAMES}) | flip(swap=True) | resize(32) | question({MAX_LEN}) | answers"
+            f"frames({FRAMES}) | flip(swap=True) | resize(48) | question({MAX_LEN}) | answers"
         )
         config.data.tokenizer = dict(name="words", min_count=1)
         config.data.answers = dict(size=15)
@@ -68,7 +68,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             held_out=dict(
                 name="answers",
                 source=questions("held out 1/10"),
-                transforms=f"frames({FRAMES}) | resize(32) | question({MAX_LEN}) | answers",
+                transforms=f"frames({FRAMES}) | resize(48) | question({MAX_LEN}) | answers",
                 batch_size=config.data.batch_size,
                 every=max(config.steps // 4, 1),
             )

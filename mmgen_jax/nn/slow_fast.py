@@ -16,7 +16,6 @@ from mmgen_jax.core import registry
 from mmgen_jax.nn import pooling, video
 from mmgen_jax.nn.matching import Matching
 from mmgen_jax.nn.norm import LayerNorm
-from mmgen_jax.nn.transformer import stack
 
 
 class SlowFast(nn.Module):
@@ -33,8 +32,6 @@ class SlowFast(nn.Module):
       every: the slow tower reads the first of so many frames.
       frames: of the clips for which the slow frames' times are learned; for other lengths that table is resized linearly.
       grid: (rows, columns) for which the slow tower's places are learned, likewise.
-      depth: blocks of self-attention over the tokens of both: what happens finds whom it happens to.
-      heads: of those blocks; they divide D.
       dtype: of the computation; parameters are float32.
     """
 
@@ -44,8 +41,6 @@ class SlowFast(nn.Module):
     every: int = 3
     frames: int = 12
     grid: Sequence[int] = (6, 6)
-    depth: int = 0
-    heads: int = 4
     dtype: Any = jnp.float32
 
     def token_mask(self, mask: jax.Array, tokens: int) -> jax.Array:
@@ -77,8 +72,14 @@ class SlowFast(nn.Module):
             Matching(dtype=self.dtype, name="matching")(x, None if mask is None else mask[:, :: self.every]),
             axis=-1,
         )
+        # That something moves, whichever way, is no linear function of how it does.
+        happens = nn.gelu(
+            nn.Dense(2 * self.width, dtype=self.dtype, name="happens_in")(
+                jnp.concatenate([x, happens], axis=-1)
+            )
+        )
         x = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
-        x = x + nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="happens")(happens)
+        x = x + nn.Dense(self.width, dtype=self.dtype, name="happens_out")(happens)
         steps = -(-self.frames // self.every)
         time = self.param("time", nn.initializers.normal(0.02), (steps, 1, self.width), jnp.float32)
         place = self.param("place", nn.initializers.normal(0.02), (*self.grid, self.width), jnp.float32)
@@ -92,17 +93,7 @@ class SlowFast(nn.Module):
                 f"slow_fast.fast gives {list(brief.shape[1:])}, not one token of {self.width} features for each of "
                 f'{clip.shape[1]} frames; pool its frames, such as tower.pool = "max".'
             )
-        x = jnp.concatenate([x, brief], axis=1)
-        x = stack(
-            x,
-            None if mask is None else video.key_mask(self.token_mask(mask, x.shape[1])),
-            depth=self.depth,
-            train=train,
-            heads=self.heads,
-            mlp=2 * self.width,
-            dtype=self.dtype,
-        )
-        return LayerNorm(self.dtype, name="joined_norm")(x) if self.depth else x
+        return jnp.concatenate([x, brief], axis=1)
 
 
 def make(
