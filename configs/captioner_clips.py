@@ -54,7 +54,7 @@ def tower(tiny: bool = False, init_from: str = "") -> dict:
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), init_from (a run of configs/captioner_scenes.py of the same size), size (of a frame
     in pixels), steps, batch_size, learning_rate."""
-    arg = parse_arg(arg, tiny=False, init_from="", size=48, steps=2500, batch_size=32, learning_rate=2e-3)
+    arg = parse_arg(arg, tiny=False, init_from="", size=48, steps=4500, batch_size=32, learning_rate=2e-3)
     steps, batch_size, size, length = (
         (8, 8, 24, 16) if arg.tiny else (arg.steps, arg.batch_size, arg.size, 1000)
     )
@@ -93,7 +93,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             data=dict(
                 source=clips("train"),
-                transforms=f"caption(max_len={MAX_LEN}, per_image=2)",
+                # A caption costs far less than its clip, and five say of more acts whose they are.
+                transforms=f"caption(max_len={MAX_LEN}, per_image={2 if arg.tiny else 5})",
                 batch_size=batch_size,
                 tokenizer=dict(name="words", min_count=1, examples=2000),
                 shuffle=False,  # the clips are drawn at random and never come twice

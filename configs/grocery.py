@@ -1,7 +1,7 @@
 """Groceries by their photograph and a word about them: 81 kinds, such as ten juices, which the word alone cannot tell apart.
 
 python scripts/train.py --config configs/grocery.py:path=DIR/data.parquet --workdir runs/grocery
-python scripts/compare.py --config configs/grocery.py --vary fusion=late,concatenation,film --workdir runs/grocery_fusion
+python scripts/compare.py --config configs/grocery.py --vary fusion=late,film --metric val/top1 --workdir runs/grocery
 
 The Parquet file has "image" (bytes of 64 x 64 pixels), "coarse_name" (the word: one of 43, such as "Apple"), "class_name" and
 "split" (train with 2,640 rows, val with 296). The shop's descriptions are not read: there is one for each of the 81 kinds, so

@@ -1,7 +1,8 @@
-"""Questions about drawn scenes: minutes on a CPU; whoever does not look stays at chance, and all can be answered by looking.
+r"""Questions about drawn scenes: minutes on a CPU; whoever does not look stays at chance, and all can be answered by looking.
 
 python scripts/train.py --config configs/question_answering_scenes.py --workdir runs/question_answering_scenes
-python scripts/compare.py --config configs/question_answering_scenes.py --vary fusion=mac,film --workdir runs/fusion
+python scripts/compare.py --config configs/question_answering_scenes.py --vary fusion=mac,film \
+    --metric test/accuracy --workdir runs/fusion
 python scripts/train.py --config configs/question_answering_scenes.py:answers=generated --workdir runs/answers_generated
 
 Papers: Antol et al., VQA, 2015, for the task; Teney et al., Tips and Tricks for Visual Question Answering, 2018, for a classifier
