@@ -59,7 +59,7 @@ def test_a_video_is_learnt_and_captioned(batch_and_task):
     )
     assert written["tokens"].shape == (4, 1, 5)
     looked = jax.eval_shape(task.predict["attend"], state.params, state.variables, batch, jax.random.key(0))
-    assert looked["weights"].shape == (4, 2, 27, 6 * 4)
+    assert looked["weights"].shape == (4, 2, 27, 12, 4)  # of each frame, of which two share a tubelet
 
 
 def test_padded_videos_are_refused(batch_and_task):
