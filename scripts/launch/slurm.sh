@@ -26,6 +26,8 @@ trap 'stopped=yes; [ -n "$child" ] && kill -s TERM "$child" 2>/dev/null' TERM
 # A process that dies ends the others within about a minute (status 69): srun leaves that to them, so that they can say why.
 srun --kill-on-bad-exit=0 --wait=180 --label python -u scripts/train.py --distributed "$@" &
 child=$!
+# It may have come before the child's number was known.
+[ -n "$stopped" ] && kill -s TERM "$child" 2>/dev/null
 # A signal interrupts `wait`, which then has to be asked again until srun is gone.
 while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done
 
