@@ -82,7 +82,7 @@ def caption_files(
                 stream.flush()
             if figures and drawn:
                 _draw(predict, figures, drawn, tokenizer, batch_size)
-    if figures:
+    if figures and figures.is_dir():  # else nothing could be read
         print(f"attention pictures: {figures}/", file=sys.stderr)
 
 
