@@ -12,7 +12,7 @@ The Parquet file has "image" (bytes of 400 x 100 pixels), "name", "sentence", "l
 orders of boxes for each statement.
 Paper: Suhr et al., A Corpus of Natural Language for Visual Reasoning, 2017. The model is that of
 configs/question_answering_scenes.py, with dropout, on pictures of a third of the size.
-Reached: not measured yet.
+Reached: not above chance, 55.2 % over five folds of 400 steps (docs/results.md).
 """
 
 import ml_collections
