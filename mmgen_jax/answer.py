@@ -113,9 +113,10 @@ def answer_questions(
             weights = predict("attend", batch)[0]["weights"][: len(rows), None]
         seen = [row[key] for row in rows]
         if key == "video":  # the same for all questions
-            pairs = [(q, word, one) for q, row, maps in zip(questions, words, weights, strict=True)
-                     for word, one in zip(row, maps, strict=False)]  # fmt: skip
-            labels, maps = [f"{question} {word}" for question, word, _ in pairs], [one for *_, one in pairs]
+            labels = [
+                f"{question} {word}" for question, row in zip(questions, words, strict=True) for word in row
+            ]
+            maps = [one for row, every in zip(words, weights, strict=True) for one in every[: len(row)]]
             figures_lib.film(figure, seen[0], labels, maps, title=path.name)
         else:
             titles = [f"{question} {answer}" for question, answer in zip(questions, best, strict=True)]

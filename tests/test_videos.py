@@ -113,12 +113,10 @@ def test_captions_of_videos(script, captioner, files, tmp_path):
     assert a["captions"][0]["log_prob"] != b["captions"][0]["log_prob"]
     assert gif["captions"] and streamed["video"].endswith("d.mp4") and streamed["captions"]
     assert short["error"].startswith("shorter than the sampling: 3 frames, frames(count=12) needs more")
-    with Image.open(
-        figures / f"{folder.name}_a.png"
-    ) as picture:  # a row of twelve frames for the clip, then one a word
-        assert (
-            picture.width > 12 * 64 and picture.height > (len(a["captions"][0]["caption"].split()) + 1) * 64
-        )
+    words = a["captions"][0]["caption"].split()
+    with Image.open(figures / f"{folder.name}_a.png") as picture:
+        # A row of twelve frames for the clip, then one a word.
+        assert picture.width > 12 * 64 and picture.height > (len(words) + 1) * 64
     assert len(list(figures.iterdir())) == 4
     sheets = ("--sheet", "3x4", folder.parent / "sheets")
     _, out, _ = script("caption", "--workdir", captioner, *sheets, "--max-len", 4)

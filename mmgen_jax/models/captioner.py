@@ -346,6 +346,10 @@ class Writer(nn.Module):
         """The part of a text that is computed once for all of them. seen: arrays of B rows."""
         raise NotImplementedError
 
+    def placed(self, weights: jax.Array, seen: Any) -> jax.Array:
+        """The decoder's weights where they belong in what is seen: [B, ..., P], of a video's frames [B, ..., F, S]."""
+        raise NotImplementedError
+
     def __call__(self, seen: Any, tokens: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """Teacher forcing. tokens: int32 [B, C, T] -> logits [B, C, T, V], weights [B, C, T, H, P]."""
         return self.write(self.encode(seen, train), tokens, train)
@@ -413,3 +417,7 @@ class Captioner(Writer):
     def encode(self, image: jax.Array, train: bool = False) -> Memory:
         """The image's part of a caption, computed once. image: uint8 [B, H, W, 3]."""
         return self.decoder.prepare(self.features(image, train))
+
+    def placed(self, weights: jax.Array, image: jax.Array) -> jax.Array:
+        """See `Writer.placed`."""
+        return self.encoder.over_frames(weights, image.shape[1]) if image.ndim == 5 else weights

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from mmgen_jax.core import registry
 from mmgen_jax.core.optimizer import Optimizer
 from mmgen_jax.core.sharding import Layout
@@ -47,10 +45,6 @@ class AnswerGeneration(Writing):
     def seen(self, batch: Batch) -> Batch:
         """All of it: the model knows its modalities."""
         return batch
-
-    def placed(self, weights: jax.Array, batch: Batch) -> jax.Array:
-        """See `Writing.placed`."""
-        return self.model.placed(weights, batch)
 
 
 make = AnswerGeneration

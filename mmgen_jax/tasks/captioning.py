@@ -68,7 +68,7 @@ def make_matcher(*, tokenizer: Any, dtype: Any, **model: Any) -> Matcher:
 class Writing(Task):
     """Maximise the probability of texts about what is seen, and write them: what captions and generated answers share.
 
-    A subclass sets `model`, a `captioner.Writer`, and has `seen` and `placed`.
+    A subclass sets `model`, a `captioner.Writer`, and has `seen`.
 
     Args:
       decode: how "generate" writes, see `search`.
@@ -99,10 +99,6 @@ class Writing(Task):
 
     def seen(self, batch: Batch) -> Any:
         """Of a batch, what the model's `encode` takes: arrays of B rows."""
-        raise NotImplementedError
-
-    def placed(self, weights: jax.Array, batch: Batch) -> jax.Array:
-        """The decoder's weights where they belong in what is seen: [B, ..., P], of a video's frames [B, ..., F, S]."""
         raise NotImplementedError
 
     def networks(self, rng: jax.Array, batch: Batch) -> dict[str, dict]:
@@ -234,7 +230,7 @@ class Writing(Task):
         over heads."""
         del rng
         _, weights = self._forward(params, variables, batch)
-        return {"weights": self.placed(weights.mean(axis=-2), batch)}
+        return {"weights": self.model.placed(weights.mean(axis=-2), self.seen(batch))}
 
 
 class Captioning(Writing):
@@ -288,12 +284,6 @@ class Captioning(Writing):
                 "frames(...), which then sets short videos aside, or sample fewer frames."
             )
         return batch["video"] if "video" in batch else batch["image"]
-
-    def placed(self, weights: jax.Array, batch: Batch) -> jax.Array:
-        """See `Writing.placed`."""
-        if "video" not in batch:
-            return weights
-        return self.model.encoder.over_frames(weights, batch["video"].shape[1])
 
 
 make = Captioning
