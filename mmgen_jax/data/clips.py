@@ -1,4 +1,4 @@
-"""Drawn clips: objects that move, turn, change colour and hit each other, with captions, questions and key frames.
+"""Drawn clips: objects that move, turn, change colour and hit each other, with captions and key frames.
 
 Over the drawing of data/scenes.py: endless, no download, the same on every machine, and what is true of a clip is known.
 """
@@ -8,7 +8,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -304,57 +304,10 @@ def entropy(clip: Clip) -> tuple[float, float]:
 # A hit is the longest sentence (a colour shape bumps into a colour shape), and is said three times; one more ends the text.
 MAX_WORDS = MOST_ACTS * 8 + MOST_ACTS - 1
 
-# ------------------------------------------------------------------------------------------------ questions
-
-QUESTIONS = {  # kind: (its text with what is asked about, what that may be, the answers)
-    "direction": ("which way does the {} move", SHAPES, tuple(DIRECTIONS)),
-    "speed": ("how fast does the {} move", SHAPES, tuple(PACES)),
-    "first": ("what happens first", ("",), ("move", "turn", "change", "hit")),
-    "last": ("what happens last", ("",), ("move", "turn", "change", "hit")),
-    "colour": ("which colour does the {} become", SHAPES, tuple(COLOURS)),
-    "change": ("what changes about the {}", tuple(TURNED), ("place", "angle", "colour")),
-    "count": ("how many times does something {}", ("move", "turn", "change"), ("0", "1", "2", "3")),
-}
-_CHANGES = {"move": "place", "turn": "angle", "change": "colour"}
-
-
-class Question(NamedTuple):
-    """kind: of QUESTIONS; about: a shape, or the kind of act that is counted."""
-
-    kind: str
-    about: str
-
-    @property
-    def text(self) -> str:
-        return QUESTIONS[self.kind][0].format(self.about)
-
-
-def answer(question: Question, clip: Clip) -> str | None:
-    """The answer, or None where the clip has not exactly one: the shape is not there, moves twice, or was pushed."""
-    kinds = [act.kind for act in clip.acts]
-    kind, about = question
-    if kind in ("first", "last"):
-        return kinds[0 if kind == "first" else -1] if len(kinds) > 1 else None
-    # Who hits or is hit changes its place too.
-    hits = "hit" in kinds
-    if kind == "count":
-        return None if hits and about == "move" else str(kinds.count(about))
-    own = [act for act in clip.acts if clip.actors[act.actor].shape == about]
-    if kind == "change":
-        return _CHANGES[own[0].kind] if len(own) == 1 and not hits else None
-    if kind == "colour":
-        changes = [act for act in own if act.kind == "change"]
-        return changes[0].what if len(changes) == 1 else None
-    moves = [act for act in own if act.kind == "move"]
-    if len(moves) != 1 or hits:
-        return None
-    return moves[0].what if kind == "direction" else moves[0].pace
-
-
 # -------------------------------------------------------------------------------------------------- drawing
 
 
-class _Wish(NamedTuple):
+class Wish(NamedTuple):
     """An act of which some things are drawn: those that are None."""
 
     kind: str
@@ -368,7 +321,8 @@ _CODES = {
 }
 
 
-def _pick(draws: Iterator[int], options: Sequence) -> Any:
+def pick(draws: Iterator[int], options: Sequence) -> Any:
+    """One of the options, each as likely."""
     return options[next(draws) % len(options)]
 
 
@@ -387,18 +341,18 @@ def split_of(clip: Clip) -> str:
 
 
 def _propose(
-    draws: Iterator[int], frames: int, shape: str | None, wishes: Sequence[_Wish], pair: bool
+    draws: Iterator[int], frames: int, shape: str | None, wishes: Sequence[Wish], pair: bool
 ) -> Clip | None:
     """A clip of one or a `pair` of actors, whose first has this shape, with such acts; None where that cannot be."""
-    first = shape or _pick(draws, SHAPES)
-    shapes = [first, *([_pick(draws, [s for s in SHAPES if s != first])] if pair else [])]
+    first = shape or pick(draws, SHAPES)
+    shapes = [first, *([pick(draws, [s for s in SHAPES if s != first])] if pair else [])]
     lattice = range(LOW, HIGH + 1, STEP)
-    places = [(_pick(draws, lattice), _pick(draws, lattice)) for _ in shapes]
+    places = [(pick(draws, lattice), pick(draws, lattice)) for _ in shapes]
     if any(wish.kind == "hit" for wish in wishes):
         (y, x), other = places
         places[1] = (y, other[1]) if next(draws) & 1 else (other[0], x)  # in line
     actors = tuple(
-        Actor(_pick(draws, list(COLOURS)), s, _pick(draws, list(RADIUS)), *place)
+        Actor(pick(draws, list(COLOURS)), s, pick(draws, list(RADIUS)), *place)
         for s, place in zip(shapes, places, strict=True)
     )
     poses = [Pose(4 * actor.y, 4 * actor.x, 0, actor.colour) for actor in actors]
@@ -408,9 +362,9 @@ def _propose(
     for k, (kind, actor, what, pace) in enumerate(wishes):
         actor = next(draws) % len(actors) if actor is None else actor
         if kind == "move":
-            what, pace = what or _pick(draws, list(DIRECTIONS)), pace or _pick(draws, list(PACES))
+            what, pace = what or pick(draws, list(DIRECTIONS)), pace or pick(draws, list(PACES))
         elif kind == "change":
-            what = what or _pick(draws, [c for c in COLOURS if c != poses[actor].colour])
+            what = what or pick(draws, [c for c in COLOURS if c != poses[actor].colour])
         elif kind == "hit":
             what = _towards(poses, actor, actors)
         impossible = (
@@ -439,68 +393,29 @@ def _towards(poses: Sequence[Pose], actor: int, actors: Sequence[Actor]) -> str 
     return "down" if dy > 0 else "up"
 
 
-def _acts(draws: Iterator[int], count: int, kinds: Sequence[str]) -> list[_Wish]:
+def draw_acts(draws: Iterator[int], count: int, kinds: Sequence[str]) -> list[Wish]:
     """Acts of these kinds, each as often, but one hit at most: the two are hardly ever in line again."""
-    acts: list[_Wish] = []
+    acts: list[Wish] = []
     for _ in range(count):
-        kind = _pick(draws, kinds)
+        kind = pick(draws, kinds)
         kinds = [k for k in kinds if k != "hit" or kind != "hit"]
-        acts.append(_Wish(kind))
+        acts.append(Wish(kind))
     return acts
 
 
-def _wishes(draws: Iterator[int], question: Question | None, wanted: str) -> list[_Wish]:
-    """Acts with which a clip can have the answer that is wanted."""
-    if question is None:
-        return _acts(draws, 1 + next(draws) % MOST_ACTS, list(SAID))
-    kind, about = question
-    calm = [k for k in SAID if k != "hit"]
-    if kind == "count":
-        times, others = int(wanted), [k for k in (calm if about == "move" else SAID) if k != about]
-        least = max(times, 1)
-        more = _acts(draws, least - times + next(draws) % (MOST_ACTS + 1 - least), others)
-        acts = [_Wish(about)] * times + more
-        for k in range(len(acts) - 1, 0, -1):
-            other = next(draws) % (k + 1)
-            acts[k], acts[other] = acts[other], acts[k]
-        return acts
-    if kind in ("first", "last"):
-        more = _acts(draws, 1 + next(draws) % (MOST_ACTS - 1), calm if wanted == "hit" else list(SAID))
-        own = _Wish(wanted)
-        return [own, *more] if kind == "first" else [*more, own]
-    changed = {name: act for act, name in _CHANGES.items()}
-    own = {
-        "direction": _Wish("move", 0, wanted),
-        "speed": _Wish("move", 0, pace=wanted),
-        "colour": _Wish("change", 0, wanted),
-        "change": _Wish(changed.get(wanted, ""), 0),
-    }[kind]
-    # What would give a second answer is done by the other actor.
-    acts = [
-        wish._replace(actor=1) if kind == "change" or wish.kind == own.kind else wish
-        for wish in _acts(draws, next(draws) % MOST_ACTS, list(SAID) if kind == "colour" else calm)
-    ]
-    acts.insert(next(draws) % (len(acts) + 1), own)
-    return acts
-
-
-def _draw(
+def draw_clip(
     draws: Iterator[int],
     split: str,
     frames: int,
-    question: Question | None = None,
-    wanted: str = "",
+    wishes: Sequence[Wish],
+    shape: str | None = None,
+    accept: Callable[[Clip], bool] = lambda clip: True,
 ) -> Clip:
-    """A clip of the split, of which the question has the answer that is wanted."""
-    shape = question.about if question and question.about in SHAPES else None
-    # Drawn once: were they drawn again with each trial, what is rarely possible would be rare.
-    wishes = _wishes(draws, question, wanted)
+    """A clip of the split with such acts, whose first actor has this shape, and that is accepted."""
     pair = any(wish.kind == "hit" or wish.actor == 1 for wish in wishes)
     while True:
         clip = _propose(draws, frames, shape, wishes, pair or bool(next(draws) & 1))
-        if clip is None or split_of(clip) != split:
-            continue
-        if question is None or answer(question, clip) == wanted:
+        if clip is not None and split_of(clip) == split and accept(clip):
             return clip
 
 
@@ -595,83 +510,5 @@ class Clips:
     def _start(self, index: int) -> tuple[Clip, Iterator[int]]:
         """The clip, and the stream that its captions are drawn from."""
         draws = self._draws(index)
-        return _draw(draws, self.split, self.frames), draws
-
-
-class ClipQuestions(Clips):
-    """Random access to drawn clips with one question each.
-
-    An example is {"video", "question", "answers": [one string], "choices", "question_type": a key of QUESTIONS, "answer_type":
-    "number" or "other", "name"}. The question is drawn first, then its answer evenly from "choices", then a clip that has it: a
-    model that sees the question alone is right in one of so many. For the arguments see `Clips`.
-
-    Args:
-      kinds: which of QUESTIONS are asked; by default all, each as often.
-    """
-
-    _kind = "clip_questions"
-
-    def __init__(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        frames: int = 12,
-        size: int = 64,
-        length: int | None = None,
-        noise: float = 0.0,
-        kinds: Sequence[str] = tuple(QUESTIONS),
-    ):
-        super().__init__(split, seed, frames, size, length, noise)
-        for kind in kinds:
-            registry.choose(QUESTIONS, kind, "kind of question about clips:")
-        if not kinds:
-            raise ValueError(f"kinds is empty; choose from: {', '.join(QUESTIONS)}.")
-        self.kinds = tuple(kinds)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        question, wanted, draws = self._ask(index)
-        clip = _draw(draws, self.split, self.frames, question, wanted)
-        return {
-            "video": render(clip, self.frames, self.size, self.noise),
-            "question": question.text,
-            "answers": [wanted],
-            "choices": self.choices(index),
-            "question_type": question.kind,
-            "answer_type": self.answer_type(index),
-            "name": self.name(index),
-        }
-
-    def question(self, index: int) -> str:
-        """The question of `self[index]`, without drawing its clip."""
-        return self._ask(index)[0].text
-
-    def answers(self, index: int) -> list[str]:
-        """The answer of `self[index]`, without drawing its clip."""
-        return [self._ask(index)[1]]
-
-    def choices(self, index: int) -> list[str]:
-        """The answers that the question can have, for a multiple choice."""
-        return list(QUESTIONS[self.question_type(index)][2])
-
-    def question_type(self, index: int) -> str:
-        """A key of QUESTIONS."""
-        return self._ask(index)[0].kind
-
-    def answer_type(self, index: int) -> str:
-        """ "number" or "other"."""
-        return "number" if self.question_type(index) == "count" else "other"
-
-    def captions(self, index: int) -> list[str]:
-        """There are none."""
-        del index
-        return []
-
-    def _ask(self, index: int) -> tuple[Question, str, Iterator[int]]:
-        draws = self._draws(index)
-        kind = _pick(draws, self.kinds)
-        _, about, answers = QUESTIONS[kind]
-        return Question(kind, _pick(draws, about)), _pick(draws, answers), draws
-
-    def _start(self, index: int) -> tuple[Clip, Iterator[int]]:
-        question, wanted, draws = self._ask(index)
-        return _draw(draws, self.split, self.frames, question, wanted), draws
+        wishes = draw_acts(draws, 1 + next(draws) % MOST_ACTS, list(SAID))
+        return draw_clip(draws, self.split, self.frames, wishes), draws

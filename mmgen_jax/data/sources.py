@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
-from mmgen_jax.data.clips import ClipQuestions, Clips
+from mmgen_jax.data.clip_questions import ClipQuestions
+from mmgen_jax.data.clips import Clips
 from mmgen_jax.data.cub import cub
 from mmgen_jax.data.idx import idx
 from mmgen_jax.data.pairs import (

@@ -1,16 +1,17 @@
-"""Drawn clips: what happens is drawn and said, questions are balanced, key frames change the picture, splits are apart."""
+"""Drawn clips: what happens is drawn and said, key frames change the picture, splits are apart."""
 
 import hashlib
 import itertools
 import math
 import pickle
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from mmgen_jax.data import clips
-from mmgen_jax.data.clips import Act, Actor, Clip, ClipQuestions, Clips, Question
+from mmgen_jax.data.clip_questions import ClipQuestions
+from mmgen_jax.data.clips import Act, Actor, Clip, Clips
 
 # A red circle on the left hits a blue square, turns the square green, and goes up.
 CLIP = Clip(
@@ -75,26 +76,6 @@ def test_garbage_is_rejected(caption):
     assert clips.parse(caption) is None
     assert not clips.is_true(caption, CLIP)
     assert clips.log_prob(caption, CLIP) == -math.inf
-
-
-@pytest.mark.parametrize(
-    ("kind", "about", "answer"),
-    [
-        ("first", "", "hit"),
-        ("last", "", "turn"),
-        ("count", "turn", "1"),
-        ("count", "move", None),  # who hits moves too
-        ("colour", "square", "green"),
-        ("colour", "circle", None),
-        ("direction", "circle", None),
-        ("change", "square", None),
-    ],
-)
-def test_answers_by_hand(kind, about, answer):
-    assert clips.answer(Question(kind, about), CLIP) == answer
-    assert clips.answer(Question(kind, "star"), CLIP) == (
-        {"first": "hit", "last": "turn", "count": "0"}.get(kind)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -164,39 +145,6 @@ def test_objects_are_drawn_where_they_are():
     assert (noisy[0] != noisy[1]).any()
 
 
-@pytest.mark.parametrize("kind", clips.QUESTIONS)
-def test_questions_are_balanced_and_right(kind):
-    """Given a question's text each answer is as likely, so that a blind model is right in one of so many."""
-    source = ClipQuestions("train", kinds=[kind])
-    by_text = defaultdict(Counter)
-    for i in range(1200):
-        (answer,) = source.answers(i)
-        by_text[source.question(i)][answer] += 1
-    answers = clips.QUESTIONS[kind][2]
-    assert len(by_text) == len(clips.QUESTIONS[kind][1])
-    for counts in by_text.values():
-        total = sum(counts.values())
-        # Five standard deviations of a share of 1 / K.
-        bound = 5 * math.sqrt((1 / len(answers)) * (1 - 1 / len(answers)) / total)
-        assert max(counts.values()) / total < 1 / len(answers) + bound
-    for i in range(25):
-        question = source._ask(i)[0]
-        clip = source.clip(i)
-        assert [clips.answer(question, clip)] == source.answers(i)
-        assert clips.split_of(clip) == "train"
-
-
-def test_an_example_of_questions():
-    source = ClipQuestions("val", size=24, length=3)
-    example = source[2]
-    assert example["question_type"] == source.question_type(2)
-    assert not source.captions(2)
-    assert example["video"].shape == (12, 24, 24, 3) and example["video"].dtype == np.uint8
-    assert example["answers"][0] in example["choices"]
-    assert example["question_type"] in clips.QUESTIONS and example["name"] == "clip_questions/val/2"
-    assert example["answer_type"] == ("number" if example["question_type"] == "count" else "other")
-
-
 @pytest.mark.parametrize("split", clips.SPLITS)
 def test_splits_are_disjoint(split):
     """What happens to whom decides the split; where, when and the look do not."""
@@ -245,10 +193,6 @@ def test_errors_name_the_remedy():
         Clips(size=8)
     with pytest.raises(ValueError, match="negative"):
         Clips(noise=-1.0)
-    with pytest.raises(ValueError, match='Did you mean "count"'):
-        ClipQuestions(kinds=["cuont"])
-    with pytest.raises(ValueError, match="kinds is empty"):
-        ClipQuestions(kinds=[])
 
 
 GOLDEN = "5fbec01ee8b042729c4a808915b94fdfb0fb192645ef3ca24bc66bc2ee291555"
