@@ -37,17 +37,19 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         path="../shared/data/daquar_112/qa.jsonl",
         fold=0,
         fusion="",
-        level="early",
+        level="late",
         modalities="image+question",
         image="",
-        steps=1500,
+        steps=600,
         batch_size=64,
+        learning_rate=4e-3,
     )
     first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
     config = sibling(__file__, "question_answering_scenes")(
-        f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
+        f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size},"
+        f"learning_rate={arg.learning_rate}"
     )
-    size = (36, 48) if arg.tiny else (72, 96)
+    size = (36, 48) if arg.tiny else (48, 64)
 
     def questions(part):
         return dict(name="daquar", path=arg.path, split="train", part=f"{part} 1/{FOLDS}, fold {arg.fold}")
@@ -58,13 +60,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             name="resnet",
             stages=(2, 2, 2),
             block="basic",
-            width=8 if arg.tiny else 40,
+            width=8 if arg.tiny else 32,
             init_from=arg.image,
         )
-        model.towers.question.update(max_len=MAX_LEN, dropout=0.3)
+        model.towers.question.update(max_len=MAX_LEN, dropout=0.2)
         if model.fusion is not None and "layers" in model.fusion:
             model.fusion.dropout = 0.2
-        model.update(dropout=0.5, modality_dropout=0.2, pixels="imagenet")
+        model.update(dropout=0.5, modality_dropout=0.1, combine="product", pixels="imagenet")
         config.optimizer.update(weight_decay=0.1, ema=0.995)
         config.data.source = questions("but")
         augment = f"random_resized_crop({size}, min_area=0.5) | flip | color_jitter(0.2)"

@@ -1,5 +1,6 @@
 """Questions about the drawn clips of data/clips.py, each with one answer that is known."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -98,6 +99,24 @@ def _wishes(draws: Iterator[int], question: Question, wanted: str) -> list[Wish]
     return acts
 
 
+def _further(clip: Clip, first: Question, kinds: Sequence[str], draws: Iterator[int]) -> Iterator[Question]:
+    """Questions that the clip answers, of these kinds; none again before all have been asked."""
+    asked = {first}
+    while True:
+        left = {
+            kind: [
+                question
+                for question in (Question(kind, about) for about in QUESTIONS[kind][1])
+                if question not in asked and answer(question, clip) is not None
+            ]
+            for kind in kinds
+        }
+        while any(left.values()):
+            kind = pick(draws, [kind for kind in kinds if left[kind]])
+            yield left[kind].pop(next(draws) % len(left[kind]))
+        asked = set()
+
+
 class ClipQuestions(Clips):
     """Random access to drawn clips with one question each.
 
@@ -106,7 +125,9 @@ class ClipQuestions(Clips):
     model that sees the question alone is right in one of so many. For the arguments see `Clips`.
 
     Args:
-      kinds: which of QUESTIONS are asked; by default all, each as often.
+      kinds: which of QUESTIONS are asked; by default all, each as often, and one that is named twice twice as often.
+      per_clip: for training: so many questions a clip, "question" is a list of them and "answers" a list of lists. The first is
+        as ever; the others are those that its clip happens to answer, and not balanced.
     """
 
     _kind = "clip_questions"
@@ -120,20 +141,29 @@ class ClipQuestions(Clips):
         length: int | None = None,
         noise: float = 0.0,
         kinds: Sequence[str] = tuple(QUESTIONS),
+        per_clip: int = 1,
     ):
         super().__init__(split, seed, frames, size, length, noise)
         for kind in kinds:
             registry.choose(QUESTIONS, kind, "kind of question about clips:")
         if not kinds:
             raise ValueError(f"kinds is empty; choose from: {', '.join(QUESTIONS)}.")
-        self.kinds = tuple(kinds)
+        if per_clip < 1:
+            raise ValueError(f"per_clip is {per_clip}: there is at least one question a clip.")
+        self.kinds, self.per_clip = tuple(kinds), per_clip
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         question, wanted, _ = self._ask(index)
+        clip, draws = self._start(index)
+        asked, answers = question.text, [wanted]
+        if self.per_clip > 1:
+            more = itertools.islice(_further(clip, question, self.kinds, draws), self.per_clip - 1)
+            every = [question, *more]
+            asked, answers = [q.text for q in every], [[answer(q, clip)] for q in every]
         return {
-            "video": render(self.clip(index), self.frames, self.size, self.noise),
-            "question": question.text,
-            "answers": [wanted],
+            "video": render(clip, self.frames, self.size, self.noise),
+            "question": asked,
+            "answers": answers,
             "choices": self.choices(index),
             "question_type": question.kind,
             "answer_type": self.answer_type(index),

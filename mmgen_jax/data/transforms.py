@@ -333,7 +333,7 @@ def description(max_len: int, which: str = "random", *, tokenizer: Tokenizer) ->
 
 
 def question(max_len: int, *, tokenizer: Tokenizer) -> Transform:
-    """Turn the question into "question": int32 [max_len], BOS ... EOS PAD with the tokenizer's own ids.
+    """Turn the question into "question": int32 [max_len], BOS ... EOS PAD with the tokenizer's own ids; of a list [Q, max_len].
 
     One that is cut keeps its EOS. All other keys stay.
 
@@ -345,13 +345,18 @@ def question(max_len: int, *, tokenizer: Tokenizer) -> Transform:
         raise ValueError(f"question needs max_len of at least 2, for BOS and EOS, not {max_len}.")
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        if not isinstance(example.get("question"), str):
+        asked = example.get("question")
+        every = [asked] if isinstance(asked, str) else asked
+        if not every:
             raise ValueError(
                 f"question: the example {example.get('name', '')!r} has no question. Sources of questions are scene_questions, "
                 "vqa and the like; see data/questions.py."
             )
-        ids = [tokenizer.bos, *tokenizer.encode(example["question"]), tokenizer.eos]
-        return {**example, "question": _row(ids, max_len, tokenizer)}
+        rows = [
+            _row([tokenizer.bos, *tokenizer.encode(text), tokenizer.eos], max_len, tokenizer)
+            for text in every
+        ]
+        return {**example, "question": rows[0] if isinstance(asked, str) else np.stack(rows)}
 
     return transform
 
@@ -359,14 +364,18 @@ def question(max_len: int, *, tokenizer: Tokenizer) -> Transform:
 def answers(*, answers: Answers) -> Transform:
     """Turn the annotators' answers into "answer": float32 [K], the score of each answer of the vocabulary.
 
-    It is all zeros where the vocabulary has none of them, or where there are none. All other keys stay.
+    Of a list for each of Q questions [Q, K]. It is all zeros where the vocabulary has none of them, or where there are none. All
+    other keys stay.
 
     Args:
       answers: K answers, given by the program where the config has data.answers.
     """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        return {**example, "answer": answers.soft(example.get("answers", ()))}
+        given = example.get("answers", ())
+        if len(given) and not isinstance(given[0], str):
+            return {**example, "answer": np.stack([answers.soft(own) for own in given])}
+        return {**example, "answer": answers.soft(given)}
 
     return transform
 

@@ -104,7 +104,8 @@ class Towers(nn.Module):
     """A tower a modality: what a network of several modalities begins with.
 
     What a modality is shows its input: uint8 is pixels, [B, H, W, 3] or a clip's [B, F, H, W, 3], of which "frame_mask" bool
-    [B, F] may say what only pads it; int32 [B, T] is a text; float32 goes to its tower as it is.
+    [B, F] may say what only pads it; int32 [B, T] is a text; float32 goes to its tower as it is. A modality may have fewer rows
+    than another, B / Q of them: its tower sees each once, for Q rows in turn, such as the questions about one picture.
 
     Attributes:
       towers: {modality: a tower}, each with the result [B, D], tokens [B, P, D] or a grid [B, H, W, D].
@@ -131,10 +132,10 @@ class Towers(nn.Module):
     def streams(
         self, inputs: Mapping[str, jax.Array], present: jax.Array | None, train: bool
     ) -> list[Stream]:
-        """What the towers say, modality by modality.
+        """What the towers say, modality by modality, each of B rows.
 
         Raises:
-          ValueError: an input is not there.
+          ValueError: an input is not there, or its rows do not divide those of another.
         """
         absent = [name for name in self.modalities if name not in inputs]
         if absent:
@@ -143,7 +144,12 @@ class Towers(nn.Module):
                 f"{', '.join(inputs)}. The transforms question(...) and description(...) make texts; for rows without a "
                 'modality give zeros in its place, and false in its column of "present".'
             )
-        rows = len(inputs[self.modalities[0]])
+        counts = {name: len(inputs[name]) for name in self.modalities}
+        rows = max(counts.values()) if present is None else len(present)
+        if any(rows % count for count in counts.values()):
+            raise ValueError(
+                f"There are {rows} rows, but of the modalities {counts}: one with fewer has each for equally many of them."
+            )
         if present is None:
             present = jnp.ones((rows, len(self.modalities)), jnp.bool_)
         if train and self.modality_dropout:
@@ -173,17 +179,19 @@ class Towers(nn.Module):
             x = pixels.normalise(x, self.pixels, self.dtype)
         tower = self.towers[name]
         y = tower(x, frames, train=train) if padded else tower(x, train=train)
-        if y.ndim == 2:
-            return Stream(y[:, None], present)
+        pooled = y.ndim == 2
+        if pooled:
+            y = y[:, None]
         if y.ndim == 4:
             y = self.places[name](y) if self.position else rearrange(y, "b h w d -> b (h w) d")
-        mask = jnp.broadcast_to(present, y.shape[:2])
-        if is_text:
+        mask = jnp.ones(y.shape[:2], jnp.bool_)
+        if is_text and not pooled:
             length = text_pooling.lengths(x, eos=self.eos, max_len=x.shape[1])
-            mask = mask & text_pooling.inside(length, x.shape[1])
-        if padded:
-            mask = mask & tower.token_mask(frames, y.shape[1])
-        return Stream(y, mask)
+            mask = text_pooling.inside(length, x.shape[1])
+        if padded and not pooled:
+            mask = tower.token_mask(frames, y.shape[1])
+        rows = len(present) // len(y)
+        return Stream(jnp.repeat(y, rows, axis=0), present & jnp.repeat(mask, rows, axis=0))
 
 
 class Multimodal(Towers, kw_only=True):

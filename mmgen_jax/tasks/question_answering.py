@@ -12,6 +12,7 @@ from mmgen_jax.core.sharding import Layout
 from mmgen_jax.losses.classification import Scores
 from mmgen_jax.models.multimodal import PROBABILITY
 from mmgen_jax.nn import fusion
+from mmgen_jax.tasks.base import Batch
 from mmgen_jax.tasks.classification import Decision
 
 BEST = 5  # how many answers a prediction names
@@ -65,6 +66,23 @@ class QuestionAnswering(Decision):
         self.predict = {"answer": self._predict_answer, "score": self._predict_score}
         if isinstance(self.model.fusion, fusion.LOOKS):
             self.predict["attend"] = self._predict_attend
+
+    def networks(self, rng, batch):
+        return super().networks(rng, self._apart(batch))
+
+    def loss(self, params, variables, batch, rng, step):
+        return super().loss(params, variables, self._apart(batch), rng, step)
+
+    def _apart(self, batch: Batch) -> Batch:
+        """A row a question where examples have Q: "question" [B, Q, T] and "answer" [B, Q, K] become [B * Q, ...], and which rows
+        and modalities are there is said of each. What is asked about stays [B, ...], for the model to look at once."""
+        if "question" not in batch or batch["question"].ndim == 2:
+            return batch
+        rows, count = batch["question"].shape[:2]
+        each = {name: jnp.concatenate(batch[name]) for name in ("question", "answer")}
+        all_there = jnp.ones((rows, len(self.model.modalities)), jnp.bool_)
+        said = {"mask": batch["mask"], "present": batch.get("present", all_there)}
+        return {**batch, **each, **{name: jnp.repeat(value, count, axis=0) for name, value in said.items()}}
 
     def _predict_answer(self, params, variables, batch, rng):
         """The best answers, best first. -> {"answer" int32, "probability" float32 [B, 5]}, or [B, K] of fewer."""

@@ -111,6 +111,26 @@ def test_what_is_masked_changes_nothing():
         np.testing.assert_allclose(metrics[name], other[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("modalities", [("image", "question"), ("image",)])
+def test_several_questions_of_an_example(absent, modalities):
+    """Two questions about each of three pictures are six examples with a picture each; the tower sees three."""
+    pairs = {name: BATCH[name].reshape(3, 2, *BATCH[name].shape[1:]) for name in ("question", "answer")}
+    whole = {"mask": np.float32([1, 0, 1])}
+    if absent:
+        whole["present"] = np.array([[True, True], [True, True], [False, True]])[:, : len(modalities)]
+    apart = {name: np.repeat(value, 2, axis=0) for name, value in whole.items()}
+    task = make({**MODEL, "modalities": modalities}, own_loss={"image": 0.5})
+    once = {**BATCH, **pairs, **whole, "image": BATCH["image"][::2]}
+    grads, metrics = gradients(task, once)
+    each = {**BATCH, **apart, "image": np.repeat(BATCH["image"][::2], 2, axis=0)}
+    expected, other = gradients(task, each)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], other[name], rtol=1e-4, err_msg=name)
+
+
 @functools.cache
 def watching():
     """Gradients and metrics of a model with heads that only watch."""
