@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ Transform = Callable[[Example, np.random.Generator], Example]
 __all__ = ["BrokenExample", "Transform", "names", "parse"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
+_SPEAKING = ("captions", "question", "answers")
 _SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
 _OTHER = {"left": "right", "right": "left"}
 
@@ -154,7 +155,7 @@ def flip(probability: float = 0.5, swap: bool = False) -> Transform:
         raise ValueError(f"flip needs a probability between 0 and 1, not {probability}.")
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        said = [*example.get("captions", ()), example.get("question", ""), *example.get("answers", ())]
+        said = [text for key in _SPEAKING for text in _texts(example.get(key, ()))]
         if not all(isinstance(text, str) for text in said) or not {"captions", "question"} & example.keys():
             raise ValueError(
                 "flip reads captions and questions: write it before caption, question and answers."
@@ -555,11 +556,21 @@ def _on_frames(transform: Transform) -> Transform:
 def _swapped(example: Example) -> Example:
     """What is said of an example, with the sides exchanged."""
 
-    def other(text: str) -> str:
-        return _SIDES.sub(lambda match: _OTHER[match[0].lower()], text)
+    def other(said: Any) -> Any:
+        if isinstance(said, str):
+            return _SIDES.sub(lambda match: _OTHER[match[0].lower()], said)
+        return [other(part) for part in said]
 
-    lists = {key: [other(text) for text in example[key]] for key in ("captions", "answers") if key in example}
-    return {**lists, "question": other(example["question"])} if "question" in example else lists
+    return {key: other(example[key]) for key in _SPEAKING if key in example}
+
+
+def _texts(said: Any) -> Iterator[Any]:
+    """The texts of a text, a list, or a list of lists."""
+    if not isinstance(said, list | tuple):
+        yield said
+        return
+    for part in said:
+        yield from _texts(part)
 
 
 def _seen(example: Example) -> Example:

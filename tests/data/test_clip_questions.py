@@ -65,6 +65,33 @@ def test_an_example_of_questions():
     assert example["answer_type"] == ("number" if example["question_type"] == "count" else "other")
 
 
+def test_several_questions_about_a_clip():
+    """The first is as ever; the others are asked of the same clip, none twice while there is another, and all are right."""
+    kinds = ("change", "change", "count", "direction", "speed", "first")
+    one, several = (
+        ClipQuestions("train", size=24, kinds=kinds),
+        ClipQuestions("train", size=24, kinds=kinds, per_clip=4),
+    )
+    different = 0
+    for i in range(40):
+        example, clip = several[i], several.clip(i)
+        asked, answers = example["question"], example["answers"]
+        assert asked[0] == one.question(i) == several.question(i) and answers[0] == one.answers(i)
+        np.testing.assert_array_equal(example["video"], one[i]["video"])
+        possible = {
+            question.text: [clip_questions.answer(question, clip)]
+            for question in (
+                Question(kind, about) for kind in set(kinds) for about in clip_questions.QUESTIONS[kind][1]
+            )
+        }
+        assert answers == [possible[text] for text in asked] and len(asked) == 4
+        answerable = sum(answer != [None] for answer in possible.values())
+        assert len(set(asked)) == min(4, answerable)
+        different += len(set(asked))
+    assert different > 100
+    assert several[3]["question"] == several[3]["question"]
+
+
 def test_same_on_every_machine():
     """Update this only when other questions are meant: numbers of earlier runs then no longer compare."""
     source = ClipQuestions("test", size=24)
@@ -80,6 +107,8 @@ def test_errors_name_the_remedy():
         ClipQuestions(kinds=["cuont"])
     with pytest.raises(ValueError, match="kinds is empty"):
         ClipQuestions(kinds=[])
+    with pytest.raises(ValueError, match="at least one question a clip"):
+        ClipQuestions(per_clip=0)
 
 
 GOLDEN = "63c00fe650e185d74abf21f12b9faa7513a98789d03a29cae460e2389d552188"

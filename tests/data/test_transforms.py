@@ -495,6 +495,18 @@ def test_flip_can_swap_the_sides_that_are_named():
     assert transforms.flip(0.0, swap=True)(example, np.random.default_rng(0)) == kept
 
 
+def test_several_questions_of_an_example():
+    """Two questions, each with its annotators, are two rows each."""
+    several = {**ASKED, "question": ["what runs left?", "a dog?"], "answers": [["two", "left"], ["yes"]]}
+    example = apply("flip(1.0, swap=True) | question(6) | answers", several)
+    for row, (asked, given) in enumerate((("what runs right?", ["two", "right"]), ("a dog?", ["yes"]))):
+        alone = apply("question(6) | answers", {**ASKED, "question": asked, "answers": given})
+        assert example["question"][row].tolist() == alone["question"].tolist()
+        assert example["answer"][row].tolist() == alone["answer"].tolist()
+    assert example["question"].shape == (2, 6) and example["answer"].shape == (2, 4)
+    np.testing.assert_array_equal(apply("flip(1.0)", several)["image"], photo())
+
+
 def test_a_clip_and_its_question_are_mirrored_together():
     (mirror,) = parse("flip(1.0, swap=True)", {})[:-1]
     clip = np.stack([photo(), photo()[::-1]])

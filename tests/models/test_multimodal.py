@@ -178,6 +178,9 @@ def test_clips():
 def test_errors():
     with pytest.raises(ValueError, match=r"no question, which task.model.modalities names; they have image"):
         jax.eval_shape(make().init, jax.random.key(0), {"image": INPUTS["image"]})
+    with pytest.raises(ValueError, match=r"There are 4 rows, but of the modalities \{'image': 3"):
+        rows = {"image": INPUTS["image"][:3], "question": INPUTS["question"][[0, 1, 0, 1]]}
+        jax.eval_shape(make().init, jax.random.key(0), rows)
     with pytest.raises(
         ValueError, match=r'Unknown modality in task.model.towers "imge".*Did you mean "image"'
     ):
