@@ -1,6 +1,6 @@
 """Drawn clips: objects that move, turn, change colour and hit each other, with captions and key frames.
 
-Over the drawing of data/scenes.py: endless, no download, the same on every machine, and what is true of a clip is known.
+Over data/drawing.py: endless, no download, the same on every machine, and what is true of a clip is known.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmgen_jax.core import registry
-from mmgen_jax.data import scenes
+from mmgen_jax.data import drawing, scenes
 from mmgen_jax.data.scenes import COLOURS, RADIUS, SHAPES, Table
 
 # ------------------------------------------------------------------------------------------------- the world
@@ -143,8 +143,8 @@ def key_frames(clip: Clip, frames: int) -> np.ndarray:
 
 def render(clip: Clip, frames: int, size: int = 64, noise: float = 0.0) -> np.ndarray:
     """Draw the clip: a new uint8 [frames, size, size, 3]. `noise` is a standard deviation, as a share of white."""
-    draws = scenes._draws(clip.look)
-    empty, bits = scenes.background(draws, size)
+    draws = drawing.draws(clip.look)
+    empty, bits = drawing.background(draws, size)
     tints = [next(draws).to_bytes(8, "little")[:3] for _ in clip.actors]
     video = np.empty((frames, size, size, 3), np.uint8)
     last = None
@@ -155,9 +155,9 @@ def render(clip: Clip, frames: int, size: int = 64, noise: float = 0.0) -> np.nd
         image = empty.copy()
         for actor, pose, tint in zip(clip.actors, poses, tints, strict=True):
             radius, y, x = RADIUS[actor.size] * size / 64, pose.y * size // 64, pose.x * size // 64
-            scenes.paint(image, actor.shape, radius, y, x, scenes.tinted(pose.colour, tint), pose.turn % 8)
+            drawing.paint(image, actor.shape, radius, y, x, drawing.tinted(pose.colour, tint), pose.turn % 8)
         # The noise of each frame begins somewhere else in the table.
-        video[frame] = scenes.finish(image, noise, bits + (frame << 20) * 7919)
+        video[frame] = drawing.finish(image, noise, bits + (frame << 20) * 7919)
         last = poses
     return video
 
@@ -304,7 +304,7 @@ def entropy(clip: Clip) -> tuple[float, float]:
 # A hit is the longest sentence (a colour shape bumps into a colour shape), and is said three times; one more ends the text.
 MAX_WORDS = MOST_ACTS * 8 + MOST_ACTS - 1
 
-# -------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------ choosing a clip
 
 
 class Wish(NamedTuple):
@@ -505,7 +505,7 @@ class Clips:
         index = operator.index(index)
         if not 0 <= index < self.length:
             raise IndexError(f"{self._kind}/{self.split} has no example {index}; it has {self.length}.")
-        return scenes._draws(self.seed, SPLITS.index(self.split), index)
+        return drawing.draws(self.seed, SPLITS.index(self.split), index)
 
     def _start(self, index: int) -> tuple[Clip, Iterator[int]]:
         """The clip, and the stream that its captions are drawn from."""

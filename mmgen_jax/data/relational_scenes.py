@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmgen_jax.data import scenes
+from mmgen_jax.data import drawing, scenes
 from mmgen_jax.data.answers import YES_NO, answer_type
 from mmgen_jax.data.scene_questions import SPLITS, Pick, _checked, _noise, _picker, _size, _split
 from mmgen_jax.data.scenes import LENGTHS
@@ -94,13 +94,13 @@ def possible(question: str) -> tuple[str, ...]:
 
 def render(spots: Spots, look: int, size: int = 64, noise: float = 0.0) -> np.ndarray:
     """Draw the objects: uint8 [size, size, 3]. `look` is one integer for all else; for noise see `scenes.render`."""
-    draws = scenes._draws(look)
-    image, bits = scenes.background(draws, size)
+    draws = drawing.draws(look)
+    image, bits = drawing.background(draws, size)
     for s in spots:
         tints = next(draws).to_bytes(8, "little")[:3]
         place = s.y * size // 64, s.x * size // 64
-        scenes.paint(image, s.shape, RADIUS * size / 64, *place, scenes.tinted(s.colour, tints))
-    return scenes.finish(image, noise, bits)
+        drawing.paint(image, s.shape, RADIUS * size / 64, *place, drawing.tinted(s.colour, tints))
+    return drawing.finish(image, noise, bits)
 
 
 def _shapes(form: Form, answer: str, own: int, pick: Pick) -> list[str]:
@@ -132,7 +132,7 @@ def _places(pick: Pick) -> list[tuple[int, int]] | None:
 @functools.lru_cache(maxsize=8192)
 def _ask(*key: int) -> tuple[str, str]:
     """A question and the answer that it is to have, as `key` says."""
-    pick = _picker(scenes._draws(*key))
+    pick = _picker(drawing.draws(*key))
     form = pick(FORMS)
     return form.text.format(pick(COLOURS)), pick(form.answers)
 
@@ -142,7 +142,7 @@ def _spots(split: str, seed: int, index: int) -> tuple[tuple[Spot, ...], int]:
     """The objects that a question is about, and a look; of the split, by a hash of all shapes and places."""
     key = seed, SPLITS.index(split), index
     question, true = _ask(*key)
-    draws: Iterator[int] = scenes._draws(*key, 1)
+    draws: Iterator[int] = drawing.draws(*key, 1)
     pick, (form, colour) = _picker(draws), _TEXTS[question]
     while True:
         shapes, places = _shapes(form, true, COLOURS.index(colour), pick), _places(pick)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmgen_jax.core.registry import nearest
-from mmgen_jax.data import scenes
+from mmgen_jax.data import drawing, scenes
 from mmgen_jax.data.answers import YES_NO, answer_type
 from mmgen_jax.data.scenes import COLOURS, GRID, LENGTHS, RADIUS, RELATIONS, RULES, SHAPES, Object, Scene
 
@@ -374,7 +374,7 @@ def possible(question: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=8192)
 def _ask(types: tuple[str, ...], *key: int) -> Asked:
     """A question, and the answer that it is to have, as `key` says."""
-    pick = _picker(scenes._draws(*key))
+    pick = _picker(drawing.draws(*key))
     form = pick(_OF_TYPE[pick(types)])
     slots = form.draw(pick)
     return Asked(form, slots, pick(form.answers(slots)))
@@ -441,7 +441,7 @@ def _scenes(
     """The scene of each of a group's questions: the same for as many of them as it can be."""
     place = SPLITS.index(split)
     asked = [_ask(types, seed, place, group * per_image + k) for k in range(per_image)]
-    draws = scenes._draws(seed, place, group, 1)
+    draws = drawing.draws(seed, place, group, 1)
 
     def find(asked: list[Asked], tries: int) -> Scene | None:
         return _find(asked, split, most, draws, tries)

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from mmgen_jax.data import drawing, scenes, sources
 from mmgen_jax.data import relational_scenes as lib
-from mmgen_jax.data import scenes, sources
 from mmgen_jax.data.relational_scenes import RelationalScenes, Spot
 
 # In pixels: red and green are near each other at the top left, blue is far at the bottom right.
@@ -72,7 +72,7 @@ def test_objects_are_where_they_are_said_to_be():
         example, (spots, _) = source[i], source.spots(i)
         for s in spots:
             pixel = example["image"][s.y * 96 // 256, s.x * 96 // 256].astype(int)
-            assert abs(pixel - scenes.COLOURS[s.colour]).max() <= scenes.TINT + 1
+            assert abs(pixel - scenes.COLOURS[s.colour]).max() <= drawing.TINT + 1
         assert example["question"] == source.question(i) and example["answers"] == source.answers(i)
         assert example["choices"] == source.choices(i) == list(lib.possible(source.question(i)))
         assert example["question_type"] in lib.TYPES and example["name"] == f"relational_scenes/val/{i}"

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mmgen_jax.data import scenes
+from mmgen_jax.data import drawing, scenes
 from mmgen_jax.data.scenes import Object, Scene, Scenes
 
 
@@ -211,7 +211,7 @@ def test_objects_stay_whole_and_in_their_cells(size):
 def test_image_has_the_colours_soft_edges_and_noise():
     scene = Scene((Object("red", "square", "large", 1, 1),), look=3)
     image = scenes.render(scene, 64).astype(int)
-    assert abs(image[32, 32] - scenes.COLOURS["red"]).max() <= scenes.TINT
+    assert abs(image[32, 32] - scenes.COLOURS["red"]).max() <= drawing.TINT
     edge = image[32, 16:32, 0]
     assert len(np.unique(edge)) >= 3  # background, a mixture, the object
     noisy = scenes.render(scene, 64, noise=0.03).astype(int)
