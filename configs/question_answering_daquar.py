@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size},"
         f"learning_rate={arg.learning_rate}"
     )
-    size = (36, 48) if arg.tiny else (48, 64)
+    size = (36, 48) if arg.tiny else (72, 96)
 
     def questions(part):
         return dict(name="daquar", path=arg.path, split="train", part=f"{part} 1/{FOLDS}, fold {arg.fold}")
@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             name="resnet",
             stages=(2, 2, 2),
             block="basic",
-            width=8 if arg.tiny else 32,
+            width=8 if arg.tiny else 40,
             init_from=arg.image,
         )
         model.towers.question.update(max_len=MAX_LEN, dropout=0.2)
@@ -68,6 +68,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             model.fusion.dropout = 0.2
         model.update(dropout=0.5, modality_dropout=0.1, combine="product", pixels="imagenet")
         config.optimizer.update(weight_decay=0.1, ema=0.995)
+        if arg.image:
+            config.optimizer.rules = {"towers_image": dict(learning_rate=0.0)}
         config.data.source = questions("but")
         augment = f"random_resized_crop({size}, min_area=0.5) | flip | color_jitter(0.2)"
         config.data.transforms = f"decode | {augment} | question({MAX_LEN}) | answers"
