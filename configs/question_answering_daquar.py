@@ -40,8 +40,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         level="late",
         modalities="image+question",
         image="",
-        steps=600,
-        batch_size=64,
+        steps=1800,
+        batch_size=16,
         learning_rate=4e-3,
     )
     first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
@@ -51,8 +51,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     size = (36, 48) if arg.tiny else (72, 96)
 
-    def questions(part):
-        return dict(name="daquar", path=arg.path, split="train", part=f"{part} 1/{FOLDS}, fold {arg.fold}")
+    def questions(part, **more):
+        part = f"{part} 1/{FOLDS}, fold {arg.fold}"
+        return dict(name="daquar", path=arg.path, split="train", part=part, **more)
 
     with config.unlocked():
         model = config.task.model
@@ -70,7 +71,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         config.optimizer.update(weight_decay=0.1, ema=0.995)
         if arg.image:
             config.optimizer.rules = {"towers_image": dict(learning_rate=0.0)}
-        config.data.source = questions("but")
+        config.data.source = questions("but", together=4)  # a photograph is looked at once for all of them
         augment = f"random_resized_crop({size}, min_area=0.5) | flip | color_jitter(0.2)"
         config.data.transforms = f"decode | {augment} | question({MAX_LEN}) | answers"
         config.data.tokenizer = dict(name="words", min_count=2)

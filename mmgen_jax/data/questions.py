@@ -105,6 +105,10 @@ class Questions:
         """What messages call the image."""
         return self._names[self._questions[index].image]
 
+    def about(self, index: int) -> str:
+        """The image's name, which is equal for questions about the same."""
+        return self.name(index)
+
     def group(self, index: int) -> str:
         """Questions of one group, an image's if nothing else is said, are of the same part; see `sources.Part`."""
         return self._questions[index].group or self.name(index)

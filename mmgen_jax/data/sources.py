@@ -43,7 +43,7 @@ from mmgen_jax.data.toys import Gaussians, StackedDigits
 from mmgen_jax.data.video import video_jsonl, video_parquet
 from mmgen_jax.data.webdataset import webdataset
 
-ASKED = ("question", "answers", "question_type", "answer_type", "choices", "group")
+ASKED = ("question", "answers", "question_type", "answer_type", "choices", "group", "about")
 
 
 class Part:
@@ -105,10 +105,56 @@ class Part:
         return getattr(self._source, name)(self._index[index])
 
 
+class Together:
+    """Each question with others about the same picture or clip, so that a tower looks once for several of them.
+
+    An example is the source's, but "question" is a list of `count` questions and "answers" a list of lists: its own, and those
+    that follow it among the questions about the same, around; of fewer some come again. All else is said of its own question.
+
+    Args:
+      source: it has `about(i)`, which is equal for questions about the same.
+      count: at least 2.
+
+    Raises:
+      ValueError: a count below 2, or a source without questions.
+    """
+
+    def __init__(self, source: Source, count: int):
+        if count < 2:
+            raise ValueError(f"together is {count}: how many questions about the same, at least 2.")
+        if not hasattr(source, "about"):
+            raise ValueError(
+                "together takes questions about the same picture or clip, which this source does not have."
+            )
+        same: dict[str, list[int]] = {}
+        for i in range(len(source)):
+            same.setdefault(source.about(i), []).append(i)
+        place = {i: k for group in same.values() for k, i in enumerate(group)}
+        self._source, self._count, self._same, self._place = source, count, same, place
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._source[index]
+        same = self._same[self._source.about(index)]
+        first = self._place[int(index)]
+        chosen = [same[(first + k) % len(same)] for k in range(self._count)]
+        questions = [self._source.question(i) for i in chosen]
+        return {**example, "question": questions, "answers": [self._source.answers(i) for i in chosen]}
+
+    def __getattr__(self, name: str) -> Any:
+        """What the source says of the example's own question."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
 def make(spec: Mapping) -> Source:
     """The source that a config asks for, such as {"name": "jsonl", "path": "a.jsonl", "split": "train"}.
 
-    With "part" any source gives a part of itself, see `Part`, where the data comes without a split of its own.
+    With "part" any source gives a part of itself, see `Part`, where the data comes without a split of its own; with "together" a
+    source of questions several about the same at once, see `Together`.
 
     Raises:
       ValueError: unknown name or key; the message names the nearest one.
@@ -120,9 +166,11 @@ def make(spec: Mapping) -> Source:
     if dataset:
         spec["dataset"] = dataset
     function = registry.choose(SOURCES, name, "data source")
-    part = spec.pop("part", None)
+    part, together = spec.pop("part", None), spec.pop("together", None)
     source = registry.call(function, spec, f'data source "{name}"')
-    return source if part is None else Part(source, part)
+    if part is not None:
+        source = Part(source, part)
+    return source if together is None else Together(source, together)
 
 
 def jsonl(

@@ -70,6 +70,9 @@ class QuestionAnswering(Decision):
     def networks(self, rng, batch):
         return super().networks(rng, self._apart(batch))
 
+    def _forward(self, params, variables, batch, train=False, rngs=None):
+        return super()._forward(params, variables, self._apart(batch), train, rngs)
+
     def loss(self, params, variables, batch, rng, step):
         return super().loss(params, variables, self._apart(batch), rng, step)
 
@@ -85,7 +88,8 @@ class QuestionAnswering(Decision):
         return {**batch, **each, **{name: jnp.repeat(value, count, axis=0) for name, value in said.items()}}
 
     def _predict_answer(self, params, variables, batch, rng):
-        """The best answers, best first. -> {"answer" int32, "probability" float32 [B, 5]}, or [B, K] of fewer."""
+        """The best answers, best first. -> {"answer" int32, "probability" float32 [B, 5]}, or [B, K] of fewer; of several
+        questions [B, Q, ...], here and below."""
         scores = self._predict_score(params, variables, batch, rng)["score"]
         probability, answer = jax.lax.top_k(scores, self._best)
         return {"answer": answer.astype(jnp.int32), "probability": probability}
@@ -93,14 +97,21 @@ class QuestionAnswering(Decision):
     def _predict_score(self, params, variables, batch, rng):
         """The probability of each answer. -> {"score" float32 [B, K]}."""
         del rng
-        logits = self._forward(params, variables, batch)[0].logits
+        logits = _each(self._forward(params, variables, batch)[0].logits, batch)
         sigmoid = self._objective.probability == "sigmoid"
         return {"score": jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)}
 
     def _predict_attend(self, params, variables, batch, rng):
         """Where the fusion looks among the first modality's places. -> {"weights" float32 [B, P], of a video [B, F, S]}."""
         del rng
-        return {"weights": self.model.placed(self._forward(params, variables, batch)[0].attention, batch)}
+        weights = _each(self._forward(params, variables, batch)[0].attention, batch)
+        return {"weights": self.model.placed(weights, batch)}
 
 
 make = QuestionAnswering
+
+
+def _each(rows: jax.Array, batch: Batch) -> jax.Array:
+    """A row a question -> an example's own together: [B * Q, ...] -> [B, Q, ...], where the batch has several."""
+    several = "question" in batch and batch["question"].ndim == 3
+    return rows.reshape(*batch["question"].shape[:2], *rows.shape[1:]) if several else rows

@@ -447,6 +447,40 @@ def test_parts_keep_an_image_s_questions_together(tmp_path):
     assert vqa(tmp_path, choice, part="but 1/3", **more).choices(3) == ["yes", "no"]
 
 
+def test_several_questions_about_the_same(tmp_path):
+    """Each comes first once; those that follow it are about its image, around, and all else is said of it alone."""
+    places = [1, 2, 1, 1, 2, 3]
+    asked = [
+        {"question_id": k, "image_id": place, "question": f"Is it {k}?"} for k, place in enumerate(places)
+    ]
+    notes = [
+        {"question_id": k, "image_id": place, "answers": [{"answer": f"answer {k}"}] * 2}
+        for k, place in enumerate(places)
+    ]
+    images(tmp_path / "images", *(f"{k}.jpg" for k in range(4)))
+    plain = vqa(tmp_path, asked, notes, image_file="{id}.jpg")
+    source = vqa(tmp_path, asked, notes, image_file="{id}.jpg", together=2)
+    assert len(source) == len(plain)
+    for i, other in enumerate([2, 4, 3, 0, 1, 5]):
+        example = source[i]
+        assert example["question"] == [f"Is it {i}?", f"Is it {other}?"]
+        assert example["answers"] == [[f"answer {i}"] * 2, [f"answer {other}"] * 2]
+        rest = ("image", "name", "question_type", "answer_type")
+        assert [example[key] for key in rest] == [plain[i][key] for key in rest]
+        assert source.question(i) == plain.question(i) and source.name(i) == plain.name(i)
+    part = vqa(tmp_path, asked, notes, image_file="{id}.jpg", part="but 1/2", together=3)
+    again = pickle.loads(pickle.dumps(part))
+    assert (
+        again[0]["question"] == part[0]["question"]
+        and len(part[0]["answers"]) == 3
+        and not hasattr(part, "choices")
+    )
+    with pytest.raises(ValueError, match="together is 1"):
+        vqa(tmp_path, asked, notes, image_file="{id}.jpg", together=1)
+    with pytest.raises(ValueError, match="which this source does not have"):
+        sources.make({"name": "scenes", "together": 2})
+
+
 # ---------------- the real data
 
 

@@ -129,6 +129,9 @@ def test_several_questions_of_an_example(absent, modalities):
         np.testing.assert_allclose(a, b, atol=1e-5)
     for name in metrics:
         np.testing.assert_allclose(metrics[name], other[name], rtol=1e-4, err_msg=name)
+    several, alone = (predict(task, "score", batch)["score"] for batch in (once, each))
+    assert several.shape == (3, 2, K)
+    np.testing.assert_allclose(several, alone.reshape(3, 2, K), atol=1e-5)
 
 
 @functools.cache
