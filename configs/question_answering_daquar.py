@@ -10,8 +10,8 @@ question alone, fold by fold. Only the data set's own training part is read: its
 things, "book, scissor", counts as one answer; "outside" says how many answers the training part lacks.
 Data: Malinowski & Fritz, A Multi-World Approach to Question Answering about Real-World Scenes, 2014, photographs by Silberman et
 al., 2012 (NYU Depth v2). What photograph and question say by themselves is multiplied; the small ResNet is that of
-configs/dual_encoder_flickr8k.py, which may start it and is then kept as it is. So few questions want dropout of words, features and
-whole modalities, weight decay, smooth averages, and photographs that are cut and coloured anew each time.
+configs/dual_encoder_flickr8k.py, which may start it and is then kept as it is. So few questions want dropout of words, features,
+and whole modalities, weight decay, smooth averages, and photographs that are cut and coloured anew each time.
 Reached: on one fold 20 to 21 %, with the photograph and without; no table over the folds yet (docs/results.md).
 """
 
