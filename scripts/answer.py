@@ -19,7 +19,9 @@ from mmgen_jax.command_line import leave, rows_and_columns, start_jax, tell
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s --workdir WORKDIR [options] IMAGE QUESTION [QUESTION ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "words",
@@ -40,6 +42,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blind", action="store_true", help="ask without an image")
     args = parser.parse_args()
     args.image = None if args.blind else Path(args.words.pop(0))
+    files = [] if args.blind else [word for word in args.words if Path(word).is_file()]
+    if files:
+        parser.error(f"{files[0]} is a file, not a question: ask about one image or video at a time.")
     if not args.words:
         parser.error(
             f'a question is missing: IMAGE QUESTION, such as {args.image} "what colour is the circle?"'

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,7 +181,7 @@ class _Tiles:
 
 
 class _Animation:
-    """What Pillow reads."""
+    """What Pillow reads. A frame of a GIF that is shown longer counts as several: equal frames are written as one that lasts."""
 
     def __init__(self, data: bytes, max_pixels: int):
         from PIL import Image
@@ -192,15 +193,22 @@ class _Animation:
             )  # Pillow would read the frames before the cut
         self._image = Image.open(io.BytesIO(data))
         try:
-            self.count = getattr(self._image, "n_frames", 1)
+            count = getattr(self._image, "n_frames", 1)
             duration = self._image.info.get("duration", 0)  # milliseconds, of the first frame
         except Exception as error:  # PIL's plugins raise all sorts of things on damaged files.
             raise BrokenExample(f"truncated or damaged: {error}") from error
+        self._shown = np.arange(count)
+        delays = _delays(data) if data.startswith(b"GIF8") else []
+        if len(delays) == count and any(delays):
+            unit = math.gcd(*delays)
+            self._shown = np.repeat(self._shown, [max(delay // unit, 1) for delay in delays])
+            duration = 10 * unit
+        self.count = len(self._shown)
         self.rate = 1000.0 / duration if duration else None
 
     def take(self, chosen: Sequence[int]) -> np.ndarray:
         def shots() -> Iterator[Any]:
-            for i in chosen:
+            for i in self._shown[np.asarray(chosen)]:
                 self._image.seek(int(i))
                 yield pictures.to_rgb(self._image.copy())
 
@@ -210,6 +218,34 @@ class _Animation:
             raise
         except Exception as error:
             raise BrokenExample(f"truncated or damaged: {error}") from error
+
+
+def _delays(data: bytes) -> list[int]:
+    """How long each frame of a GIF is shown, in hundredths of a second (CompuServe, GIF89a, sections 17 to 25); [] where damaged.
+
+    Pillow says so only of a frame that it has drawn, and with it all before.
+    """
+
+    def table(flags: int) -> int:
+        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+    delays, delay = [], 0
+    try:
+        at = 13 + table(data[10])
+        while data[at] != 0x3B:  # the end
+            if data[at] == 0x2C:  # a picture
+                delays.append(delay)
+                delay, at = 0, at + 11 + table(data[at + 9])
+            else:  # an extension
+                if data[at + 1] == 0xF9:
+                    delay = int.from_bytes(data[at + 4 : at + 6], "little")
+                at += 2
+            while data[at]:  # blocks of so many bytes
+                at += data[at] + 1
+            at += 1
+    except IndexError:
+        return []
+    return delays
 
 
 class _Stream:

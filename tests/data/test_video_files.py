@@ -93,6 +93,22 @@ def test_every_form_gives_the_same_frames(form, forms):
     np.testing.assert_array_equal(taken, flat()[[0, 2, 5]])
 
 
+def test_frames_of_a_gif_that_are_shown_longer_count_as_several():
+    """Pillow writes equal frames as one that lasts; they come back, and a rate is meant in time."""
+    frames = flat()[[0, 0, 0, 1, 2, 2]]
+    data = gif(frames)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    opened = open_video(data)
+    assert (opened.count, opened.rate) == (6, 5.0)
+    np.testing.assert_array_equal(opened.take(range(6)), frames)
+    np.testing.assert_array_equal(opened.take([0, 3, 5]), frames[[0, 3, 5]])
+    uneven = open_video(gif(flat(3), duration=[300, 100, 200]))
+    assert (uneven.count, uneven.rate) == (6, 10.0)
+    np.testing.assert_array_equal(uneven.take(range(6)), frames)
+    without = open_video(gif(flat(3), duration=0))
+    assert (without.count, without.rate) == (3, None)
+
+
 def test_mp4_through_pyav():
     opened = open_video(mp4(flat(12)))
     assert (opened.count, opened.rate) == (12, 10.0)
