@@ -17,8 +17,8 @@ BASELINES = {
     "video alone": "modalities=video",
     "concatenation": "fusion=concatenation",
 }
-# Training asks more often whose act it was: asked evenly, order and number are soon known, and this is the last to be learned.
 PER_CLIP = 4  # a question costs far less than its clip
+# Training asks more often whose act it was: asked evenly, order and number are soon known, and this is the last to be learned.
 ASKED = dict(direction=3, speed=2, first=1, last=1, colour=3, change=4, count=1)
 
 

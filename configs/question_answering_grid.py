@@ -19,7 +19,7 @@ from mmgen_jax.core import registry
 from mmgen_jax.core.config import parse_arg, sibling
 
 FOLDS, FRAMES, MAX_LEN = 5, 25, 8  # the longest question has five words; begin and end come to it
-QUESTIONS = 6  # about each clip
+QUESTIONS = 6  # about each clip, which is looked at once for all of them
 VIEWS = {"mouth": (15, 5), "video": (5, 5)}  # rows and columns of a sheet
 BASELINES = {
     "question alone": "modalities=question",
@@ -68,9 +68,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         model.towers.video.frames = model.towers.video.fast.over_time.frames = FRAMES
         model.update(dropout=0.5, modality_dropout=0.1)
         config.optimizer.weight_decay = 0.1
-        config.data.source = questions(
-            "but", together=QUESTIONS
-        )  # a clip is looked at once for all of its own
+        config.data.source = questions("but", together=QUESTIONS)
         config.data.transforms = (
             f"frames({FRAMES}, jitter=True) | flip | color_jitter(0.3) | question({MAX_LEN}) | answers"
         )

@@ -124,7 +124,8 @@ class Together:
             raise ValueError(f"together is {count}: how many questions about the same, at least 2.")
         if not hasattr(source, "about"):
             raise ValueError(
-                "together takes questions about the same picture or clip, which this source does not have."
+                "together takes questions about the same picture or clip, which this source does not have. Drawn clips have "
+                "per_clip, drawn scenes per_image."
             )
         same: dict[str, list[int]] = {}
         for i in range(len(source)):
