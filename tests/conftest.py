@@ -34,6 +34,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 from mmgen_jax.core import sharding
 
 ROOT = Path(__file__).resolve().parents[1]
+MAPPINGS = 20_000
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,16 @@ def sigterm():
     """Whoever was stopped by SIGTERM ignores it from then on (mmgen_jax/signals.py); what later tests start must not."""
     yield
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """A compiled program takes about a dozen of the 65,530 mappings that Linux lets a process have (vm.max_map_count), and XLA
+    ends in a segfault where there is none left: in one process all the tests need more. What is kept on disk is soon back."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
