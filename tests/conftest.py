@@ -46,8 +46,8 @@ def sigterm():
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """A compiled program takes about a dozen of the 65,530 mappings that Linux lets a process have (vm.max_map_count), and XLA
-    ends in a segfault where there is none left: in one process all the tests need more. What is kept on disk is soon back."""
+    """A compiled program takes about a dozen of the 65,530 mappings that Linux lets a process have (vm.max_map_count), and
+    35 tests may take 10,000; a process that ran nearly all ended in a segfault of XLA's. What is kept on disk is soon back."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
