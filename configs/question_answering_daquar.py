@@ -12,7 +12,7 @@ Data: Malinowski & Fritz, A Multi-World Approach to Question Answering about Rea
 al., 2012 (NYU Depth v2). What photograph and question say by themselves is multiplied; the small ResNet is that of
 configs/dual_encoder_flickr8k.py, which may start it and is then kept as it is. So few questions want dropout of words, features,
 and whole modalities, weight decay, smooth averages, and photographs that are cut and coloured anew each time.
-Reached: on one fold 20 to 21 %, with the photograph and without; no table over the folds yet (docs/results.md).
+Reached: on one fold 20 %, with the photograph and without; no table over the folds yet (docs/results.md).
 """
 
 import ml_collections
@@ -30,7 +30,8 @@ BASELINES = {
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), path (of the JSON lines), fold (0 to 4, which is held out), fusion (by default
     that of configs/question_answering_scenes.py), level, modalities (image, question or both with a plus), image (weights or
-    a run that starts the image tower, such as that of configs/dual_encoder_flickr8k.py), steps, batch_size."""
+    a run that starts the image tower, such as that of configs/dual_encoder_flickr8k.py), steps, batch_size (of photographs, with
+    four questions each), learning_rate."""
     arg = parse_arg(
         arg,
         tiny=False,

@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         fusion="",
         level="early",
         modalities="video+question",
-        steps=80,
+        steps=600,
         batch_size=16,
     )
     first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")

@@ -12,6 +12,7 @@ folder of numbered frames, or a sheet of frames.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from mmgen_jax.command_line import leave, rows_and_columns, start_jax, tell
@@ -42,7 +43,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blind", action="store_true", help="ask without an image")
     args = parser.parse_args()
     args.image = None if args.blind else Path(args.words.pop(0))
-    files = [] if args.blind else [word for word in args.words if Path(word).is_file()]
+    files = (
+        [] if args.blind else [word for word in args.words if os.path.isfile(word)]
+    )  # pathlib fails for a long question
     if files:
         parser.error(f"{files[0]} is a file, not a question: ask about one image or video at a time.")
     if not args.words:

@@ -101,6 +101,7 @@ def test_without_an_image(script, run):
         (["--n-best", "0", "a.png", "is there a star?"], "n_best=0; it is at least 1"),
         (["a.png"], "a question is missing"),
         (["a.png", "what is it?", __file__], "is a file, not a question"),
+        (["absent.png", 300 * "is it there "], "No image or video absent.png"),
     ],
 )
 def test_mistakes_are_named(script, run, tmp_path, monkeypatch, arguments, message):

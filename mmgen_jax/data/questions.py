@@ -105,9 +105,9 @@ class Questions:
         """What messages call the image."""
         return self._names[self._questions[index].image]
 
-    def about(self, index: int) -> str:
-        """The image's name, which is equal for questions about the same."""
-        return self.name(index)
+    def about(self, index: int) -> int:
+        """The image's place, which is equal for questions about the same."""
+        return self._questions[index].image
 
     def group(self, index: int) -> str:
         """Questions of one group, an image's if nothing else is said, are of the same part; see `sources.Part`."""

@@ -127,7 +127,7 @@ class Together:
                 "together takes questions about the same picture or clip, which this source does not have. Drawn clips have "
                 "per_clip, drawn scenes per_image."
             )
-        same: dict[str, list[int]] = {}
+        same: dict[int, list[int]] = {}
         for i in range(len(source)):
             same.setdefault(source.about(i), []).append(i)
         place = {i: k for group in same.values() for k, i in enumerate(group)}

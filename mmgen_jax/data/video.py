@@ -384,9 +384,9 @@ class VideoQuestions:
         """The video's name, so that a part of the source keeps its questions together."""
         return self._videos.name(self._asked[index][0])
 
-    def about(self, index: int) -> str:
-        """The video's name, which is equal for questions about the same."""
-        return self.group(index)
+    def about(self, index: int) -> int:
+        """The video's place, which is equal for questions about the same."""
+        return self._asked[index][0]
 
     def name(self, index: int) -> str:
         """What messages call the example."""
