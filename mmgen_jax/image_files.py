@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mmgen_jax.data import transforms
+from mmgen_jax.data.example import Example, Transform
 from mmgen_jax.data.quarantine import BrokenExample
-from mmgen_jax.data.transforms import Example, Transform
 from mmgen_jax.data.video import Sheet
 from mmgen_jax.experiment import Experiment
 

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from mmgen_jax.data import collection, sources, tfds, transforms
+from mmgen_jax.data import collection, image_transforms, sources, tfds
 from mmgen_jax.data.quarantine import BrokenExample, Quarantine, TooManyBroken
 
 SHARD_BYTES = 2**28
@@ -212,7 +212,7 @@ def _write(
     from tensorflow_datasets import core
 
     info = tfds.info(folder, name)
-    check = transforms.decode()
+    check = image_transforms.decode()
 
     def load(index: int) -> dict | BrokenExample:
         try:

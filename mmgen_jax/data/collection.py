@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
+from mmgen_jax.data import image_transforms
 from mmgen_jax.data import tfds as tfds_lib
-from mmgen_jax.data import transforms
 from mmgen_jax.data.pairs import Problems
 from mmgen_jax.data.quarantine import BrokenExample, read_bytes
 from mmgen_jax.data.webdataset import braces, tar_captions, tar_images
@@ -323,14 +323,14 @@ def examine(image: bytes | BrokenExample, captions: Any, rules: Rules) -> tuple[
         raise BrokenExample("caption too short or too long")
     if len(image) > rules.max_bytes:
         raise BrokenExample(f"too many bytes: {len(image):,}")
-    picture = transforms.decode()({"image": image}, np.random.default_rng(0))["image"]
+    picture = image_transforms.decode()({"image": image}, np.random.default_rng(0))["image"]
     short, long = sorted(picture.size)
     if short < rules.min_size:
         raise BrokenExample(f"image too small: {short} pixels")
     if long > rules.max_aspect * short:
         raise BrokenExample(f"image too long: {long} x {short} pixels")
     if rules.resize and short > rules.resize:
-        picture = transforms.resize(rules.resize)({"image": picture}, np.random.default_rng(0))["image"]
+        picture = image_transforms.resize(rules.resize)({"image": picture}, np.random.default_rng(0))["image"]
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=rules.quality)
         image = buffer.getvalue()

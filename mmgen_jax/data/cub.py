@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmgen_jax.core import registry
+from mmgen_jax.data.image_transforms import decode
 from mmgen_jax.data.pairs import (
     Pairs,
     Problems,
@@ -19,7 +20,6 @@ from mmgen_jax.data.pairs import (
     on_disk,
     read_lines,
 )
-from mmgen_jax.data.transforms import decode
 
 Box = tuple[float, float, float, float]
 BOXES = ("none", "crop")

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from mmgen_jax.data import text, transforms
+from mmgen_jax.data import text, text_transforms
 
 CAPTIONS = [
     "A dog runs on the grass.",
@@ -273,7 +273,7 @@ def test_word_pieces_by_the_rules(wordpiece, said, pieces):
 
 def test_word_pieces_have_the_ids_around_a_text_that_published_weights_know(wordpiece, pieces_path):
     assert (wordpiece.pad, wordpiece.bos, wordpiece.eos, wordpiece.vocab_size) == (0, 3, 4, len(PIECES))
-    row = transforms.question(6, tokenizer=wordpiece)({"question": "a dog?"}, np.random.default_rng(0))[
+    row = text_transforms.question(6, tokenizer=wordpiece)({"question": "a dog?"}, np.random.default_rng(0))[
         "question"
     ]
     assert row.tolist() == ids_of("[CLS]", "a", "dog", "?", "[SEP]", "[PAD]")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgen_jax.data import text, transforms
+from mmgen_jax.data import image_transforms, text, text_transforms, transforms
 from mmgen_jax.data.answers import Answers
-from mmgen_jax.data.transforms import BrokenExample, parse
+from mmgen_jax.data.quarantine import BrokenExample
+from mmgen_jax.data.transforms import parse
 
 WORDS = text.Words(["a", "dog", "runs", "left", "cat"])
 ANSWERS = Answers(["yes", "no", "2", "dog"])
@@ -194,7 +195,7 @@ def test_decompression_bombs_are_refused_unread(side):
 
 def test_bombs_do_not_warn_and_the_limit_is_an_argument():
     with warnings.catch_warnings(record=True) as caught:
-        transform = transforms.decode()
+        transform = image_transforms.decode()
         with pytest.raises(BrokenExample, match="10000 x 10000 pixels declared"):
             transform({"image": bomb(10_000)}, rng())
     assert not caught
@@ -487,12 +488,12 @@ def test_flip_can_swap_the_sides_that_are_named():
     example = {**ASKED, "image": photo(), "captions": ["Left of it"]}
     example |= {"question": "is the leftmost bright dog RIGHT of it?", "answers": ["left", "no"]}
     kept = dict(example)
-    done = transforms.flip(1.0, swap=True)(example, np.random.default_rng(0))
+    done = image_transforms.flip(1.0, swap=True)(example, np.random.default_rng(0))
     np.testing.assert_array_equal(done["image"], photo()[:, ::-1])
     assert done["question"] == "is the rightmost bright dog left of it?"
     assert (done["answers"], done["captions"]) == (["right", "no"], ["right of it"])
     assert example == kept
-    assert transforms.flip(0.0, swap=True)(example, np.random.default_rng(0)) == kept
+    assert image_transforms.flip(0.0, swap=True)(example, np.random.default_rng(0)) == kept
 
 
 def test_several_questions_of_an_example():
@@ -633,7 +634,7 @@ def test_written_answer():
     example = {"image": np.zeros((2, 2, 3), np.uint8), "question": np.zeros(3, np.int32), "name": "x"}
     example["answers"] = ["red"] * 6 + ["Dark red"] * 3 + ["blue"]
     frame = lambda *words: [text.BOS, *tokenizer.encode(" ".join(words)), text.EOS]
-    draw, rng = transforms.written_answer(3, tokenizer=tokenizer), np.random.default_rng(0)
+    draw, rng = text_transforms.written_answer(3, tokenizer=tokenizer), np.random.default_rng(0)
     rows = [draw(example, rng)["tokens"] for _ in range(1000)]
     assert {row.shape for row in rows} == {(1, 4)} and rows[0].dtype == np.int32
     drawn = [tuple(row[0]) for row in rows]
@@ -645,11 +646,11 @@ def test_written_answer():
     most = transforms.parse("written_answer(2, which='most')", {"tokenizer": tokenizer})
     made = most[1](most[0](example, rng), rng)
     assert made["tokens"].tolist() == [frame("red")] and made.keys() == {"image", "question", "tokens"}
-    cut = transforms.written_answer(2, "most", tokenizer=tokenizer)
+    cut = text_transforms.written_answer(2, "most", tokenizer=tokenizer)
     assert cut({**example, "answers": ["dark red blue"]}, rng)["tokens"].tolist() == [
         frame("dark", "red")[:-1]
     ]
     with pytest.raises(ValueError, match=r"written_answer: the example 'x' has no answers"):
         draw({**example, "answers": []}, rng)
     with pytest.raises(ValueError, match=r'written_answer: unknown which="first"'):
-        transforms.written_answer(2, "first", tokenizer=tokenizer)
+        text_transforms.written_answer(2, "first", tokenizer=tokenizer)

@@ -31,7 +31,7 @@ from PIL import Image
 from mmgen_jax.core import config as config_lib
 from mmgen_jax.core import errors, step_folders
 from mmgen_jax.core.checkpoint import Checkpointer, CheckpointError
-from mmgen_jax.data import sources, text, transforms
+from mmgen_jax.data import image_transforms, sources, text, transforms
 from mmgen_jax.data.quarantine import BrokenExample
 from mmgen_jax.pretrained import files
 
@@ -159,7 +159,7 @@ def encoded(kind, **options):
 
 
 def decode(data):
-    return transforms.decode()({"image": data}, np.random.default_rng(0))["image"]
+    return image_transforms.decode()({"image": data}, np.random.default_rng(0))["image"]
 
 
 def test_png(fuzz):
