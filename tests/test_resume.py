@@ -21,7 +21,7 @@ from mmgen_jax.core.lock import Locked
 from mmgen_jax.core.writer import Writers
 from mmgen_jax.data.quarantine import TooManyBroken
 from mmgen_jax.experiment import WorkdirError
-from mmgen_jax.tasks.text_to_image import Collapsed
+from mmgen_jax.tasks.collapse import Collapsed
 from mmgen_jax.train import Interrupted, train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,6 +23,7 @@ from mmgen_jax.models.text_to_image import TextEncoder, interpolate
 from mmgen_jax.nn.diff_augment import diff_augment
 from mmgen_jax.nn.text_conditioning import Generated, Judged, Text
 from mmgen_jax.tasks.base import DTYPES, Batch, Matcher, Metrics, Task, take_init_from
+from mmgen_jax.tasks.collapse import CollapseWatch
 from mmgen_jax.tasks.contrastive import text_ids
 
 WATCHED = 8  # samples of one caption whose distances the collapse watch measures
@@ -35,10 +36,6 @@ Next:
   python scripts/evaluate.py --workdir {workdir}      # the scores again, or with --split another data set's
   ls {workdir}/figures                                # a picture of the same captions and noise at each evaluation
 """
-
-
-class Collapsed(RuntimeError):
-    """Training that has collapsed, where the config asks to stop then; checkpoints from before are whole."""
 
 
 class Penalty(NamedTuple):
@@ -96,22 +93,6 @@ class Noise(NamedTuple):
     half_life: float
 
 
-class Watch(NamedTuple):
-    """When to look for a collapse, and what to do.
-
-    Attributes:
-      every: steps between two measurements of the distance between samples of one caption.
-      after: steps that a generator has to leave its start, where all samples are alike.
-      stop: end the run when a trouble stays for `patience` reports; else only say so.
-      patience: reports in a row.
-    """
-
-    every: int = 50
-    after: int = 500
-    stop: bool = False
-    patience: int = 3
-
-
 class TextToImage(Task):
     """Draw an image for a text. Networks: "text" (none for an unconditional model), "generator", "discriminator".
 
@@ -132,7 +113,7 @@ class TextToImage(Task):
       discriminator_steps: turns of the discriminator before one of the generator; the batch is cut into so many parts.
       augment: kinds of differentiable augmentation of what the discriminator sees, see nn/diff_augment.py.
       noise: see `Noise`; None for none.
-      watch: see `Watch`.
+      watch: see `CollapseWatch`.
       values: "pixels", or "points" for data that is no image.
       dtype: "float32" or "bfloat16", of the computation.
     """
@@ -191,11 +172,9 @@ class TextToImage(Task):
             self._penalty = registry.call(Penalty, self._loss.penalty, "task.loss.penalty")
             registry.choose(PENALTIES, self._penalty.name, "gradient penalty")
         self._blur = registry.call(Noise, noise, "task.noise") if noise else None
-        self._watch = registry.call(Watch, watch or {}, "task.watch")
+        self._watch = registry.call(CollapseWatch, watch or {}, "task.watch")
         self._simultaneous, self._steps = update == "simultaneous", discriminator_steps
         self._augment, self._values = tuple(augment), values
-        # Its kind, since which step, in how many reports.
-        self._trouble: tuple[str | None, int, int] = (None, 0, 0)
         self.predict = {"generate": self._predict_generate, "stages": self._predict_stages}
         if self.text:
             self.predict["embed_text"] = self._predict_text
@@ -625,21 +604,8 @@ class TextToImage(Task):
         count = jnp.maximum(metrics[by].count, 1e-12)
         return jax.tree.map(lambda g: g / count, grads), metrics
 
-    # -------------------------------------------------------------------------------------------------- troubles
-
     def advise(self, step: int, report: Mapping[str, float]) -> str | None:
-        """Name a collapse: samples that are all alike, a discriminator that is always right, logits that mean nothing."""
-        found = _trouble(report) if step >= self._watch.after else None
-        kind = found and found.partition(":")[0]
-        before, since, times = self._trouble
-        self._trouble = (kind, since, times + 1) if kind == before else (kind, step, 1)
-        kind, since, times = self._trouble
-        if kind and self._watch.stop and times >= self._watch.patience:
-            raise Collapsed(
-                f"Stopped at step {step}, after {times} reports in a row of {found} Checkpoints from before step "
-                f"{since} are whole: scripts/evaluate.py and scripts/generate.py take one with --step."
-            )
-        return found if times == 1 else None
+        return self._watch.advise(step, report)
 
     # ----------------------------------------------------------------------------------------------- predictions
 
@@ -723,35 +689,6 @@ def _pyramid(image: jax.Array, like: tuple[jax.Array, ...]) -> tuple[jax.Array, 
     return tuple(
         image if f == 1 else reduce(image, "b (h p) (w q) c -> b h w c", "mean", p=f, q=f) for f in factors
     )
-
-
-def _trouble(report: Mapping[str, float]) -> str | None:
-    """What a report of training says is wrong, "kind: what to do"; None if nothing is."""
-    same, real = report.get("train/sample_distance"), report.get("train/real_distance", 0.0)
-    right = min(report["train/real_accuracy"], report["train/fake_accuracy"])
-    spread, norm = report["train/logit_spread"], report["train/grad_norm"]
-    if same is not None and real > 0 and same < 0.02 * real:
-        return (
-            f"mode collapse: samples of one caption differ by {same:.4f} a value, real images by {real:.3f}. Lower the "
-            "generator's learning rate, add a gradient penalty (task.loss.penalty) or task.augment, or take the hinge loss."
-        )
-    if right > 0.995 and report["train/generator_grad_norm"] < 1e-3:
-        return (
-            f"vanishing gradient: the discriminator is right {right:.1%} of the time, the generator's gradient is "
-            f"{report['train/generator_grad_norm']:.1e}. Lower the discriminator's learning rate, or add task.augment, "
-            "task.loss.smooth or a penalty."
-        )
-    if spread < 1e-4:
-        return (
-            f"blind discriminator: its logits spread by {spread:.1e} only, so it tells nothing. Raise its learning rate, or "
-            "lower task.loss.penalty.weight."
-        )
-    if norm > 1e4 or spread > 1e3:
-        return (
-            f"explosion: the gradients' norm is {norm:.1e} and the logits spread by {spread:.1e}. Lower the learning rates, or "
-            "normalise the discriminator (spectral=True)."
-        )
-    return None
 
 
 make = TextToImage

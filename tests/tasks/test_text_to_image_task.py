@@ -15,7 +15,8 @@ from mmgen_jax.core import sharding
 from mmgen_jax.data.text import BOS, EOS, PAD, UNK
 from mmgen_jax.losses import adversarial
 from mmgen_jax.tasks import captioning
-from mmgen_jax.tasks.text_to_image import WATCHED, Collapsed, TextToImage
+from mmgen_jax.tasks.collapse import Collapsed
+from mmgen_jax.tasks.text_to_image import WATCHED, TextToImage
 
 B, T, V = 6, 6, 16
 TEXT = {"name": "text_rnn", "features": 8, "embed_features": 8, "max_len": T, "pool": "max"}
