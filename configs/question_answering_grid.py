@@ -8,8 +8,9 @@ A sentence is command, colour, preposition, letter, digit, adverb ("bin blue by 
 The first line holds out the fifth of the clips with the number `fold`, by a hash, with all their questions; the second trains
 all five, and its table puts them together. Without looking the most frequent word of each question is the best answer.
 DIR has data.jsonl and the sheets that it names: mouth/, 75 grey frames of 96 x 32 pixels, in 15 rows; video/, 25 of 90 x 72.
-Paper: Cooke et al., An audio-visual corpus for speech perception and automatic speech recognition, 2006. The model is that of
-configs/question_answering_clips.py. Forty sentences are few to learn to read lips from.
+Paper: Cooke et al., An audio-visual corpus for speech perception and automatic speech recognition, 2006. The video's tower is the
+fast one of configs/captioner_clips.py, a token a frame, among which the question looks for its word. Forty sentences are few to
+learn to read lips from.
 Reached: not measured yet.
 """
 
@@ -20,7 +21,8 @@ from mmgen_jax.core.config import parse_arg, sibling
 
 FOLDS, FRAMES, MAX_LEN = 5, 25, 8  # the longest question has five words; begin and end come to it
 QUESTIONS = 6  # about each clip, which is looked at once for all of them
-VIEWS = {"mouth": (15, 5), "video": (5, 5)}  # rows and columns of a sheet
+# Rows and columns of a sheet, and what is looked at of a frame: the lips are in the middle.
+VIEWS = {"mouth": ((15, 5), (24, 48)), "video": ((5, 5), (64, 80))}
 BASELINES = {
     "question alone": "modalities=question",
     "video alone": "modalities=video",
@@ -41,14 +43,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         fusion="",
         level="early",
         modalities="video+question",
-        steps=600,
+        steps=300,
         batch_size=16,
     )
     first = ("tiny," if arg.tiny else "") + (f"fusion={arg.fusion}," if arg.fusion else "")
     config = sibling(__file__, "question_answering_clips")(
         f"{first}level={arg.level},modalities={arg.modalities},steps={arg.steps},batch_size={arg.batch_size}"
     )
-    sheet = registry.choose(VIEWS, arg.view, "view")
+    sheet, size = registry.choose(VIEWS, arg.view, "view")
 
     def questions(part, **more):
         return dict(
@@ -65,12 +67,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     with config.unlocked():
         model = config.task.model
         model.towers.question.max_len = MAX_LEN
-        model.towers.video.frames = model.towers.video.fast.over_time.frames = FRAMES
+        model.towers.video = model.towers.video.fast
+        model.towers.video.over_time.frames = FRAMES
         model.update(dropout=0.5, modality_dropout=0.1)
         config.optimizer.weight_decay = 0.1
         config.data.source = questions("but", together=QUESTIONS)
         config.data.transforms = (
-            f"frames({FRAMES}, jitter=True) | flip | color_jitter(0.3) | question({MAX_LEN}) | answers"
+            f"frames({FRAMES}, jitter=True) | shift(2) | center_crop({size}) | flip | color_jitter(0.3) | "
+            f"question({MAX_LEN}) | answers"
         )
         config.data.tokenizer = dict(name="words", min_count=1)
         config.data.answers = dict(size=60)
@@ -79,7 +83,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             held_out=dict(
                 name="answers",
                 source=questions("held out"),
-                transforms=f"frames({FRAMES}) | question({MAX_LEN}) | answers",
+                transforms=f"frames({FRAMES}) | center_crop({size}) | question({MAX_LEN}) | answers",
                 batch_size=config.data.batch_size,
                 every=max(config.steps // 4, 1),
             )
