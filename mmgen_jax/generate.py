@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmgen_jax import figures
-from mmgen_jax.data import transforms
+from mmgen_jax.data import text_transforms
 from mmgen_jax.data.loader import stack
 from mmgen_jax.experiment import load
 
@@ -95,7 +95,7 @@ class Sampler:
           ValueError: a caption is longer than the text tower takes, or without a word that the vocabulary has.
         """
         tokenizer = self._experiment.pipeline.tokenizer
-        read = transforms.text(self._context, which="first", too_long="refuse", tokenizer=tokenizer)
+        read = text_transforms.text(self._context, which="first", too_long="refuse", tokenizer=tokenizer)
         rows = []
         for caption in captions:
             ids = tokenizer.encode(caption)

@@ -13,7 +13,7 @@ import numpy as np
 from mmgen_jax.core import parallel, registry, sharding, step_folders
 from mmgen_jax.core.checkpoint import checksums
 from mmgen_jax.core.sharding import Layout
-from mmgen_jax.data import transforms
+from mmgen_jax.data import text_transforms
 from mmgen_jax.data.pipeline import Pipeline
 from mmgen_jax.evaluators.base import Predict
 from mmgen_jax.nn import inception
@@ -79,7 +79,9 @@ class Predictor:
         example = self._pipeline.example_batch()
         if "tokens" not in example:
             raise ValueError(f'The prediction "{name}" is of a run without texts.')
-        read = transforms.text(example["tokens"].shape[-1], which="first", tokenizer=self._pipeline.tokenizer)
+        read = text_transforms.text(
+            example["tokens"].shape[-1], which="first", tokenizer=self._pipeline.tokenizer
+        )
         rng = np.random.default_rng(0)
         return np.stack([read({"image": None, "captions": [text]}, rng)["tokens"] for text in texts])
 

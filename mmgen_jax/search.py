@@ -18,7 +18,7 @@ from rich.table import Table
 
 from mmgen_jax import figures, image_files
 from mmgen_jax.core.checkpoint import checksums
-from mmgen_jax.data import transforms
+from mmgen_jax.data import text_transforms, transforms
 from mmgen_jax.data.loader import stack
 from mmgen_jax.data.quarantine import BrokenExample
 from mmgen_jax.evaluate import load
@@ -144,7 +144,7 @@ class Embedder:
         Raises:
           ValueError: a text without a word that the vocabulary has.
         """
-        read = transforms.text(self._context, which="first", tokenizer=self._tokenizer)
+        read = text_transforms.text(self._context, which="first", tokenizer=self._tokenizer)
         rows = []
         for text in texts:
             unknown = self._tokenizer.unknown(text)
