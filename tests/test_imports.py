@@ -1,9 +1,11 @@
 """Imports run one way, and `import mmgen_jax` stays light."""
 
 import ast
+import functools
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,70 @@ def test_imports_run_one_way(path):
     assert not roots & {"tensorflow", "torch"}, "the core works without either"
     if own in NUMPY_ONLY:
         assert not roots & {"jax", "flax", "optax"}, f"{own} is numpy alone"
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def defined(path: Path) -> frozenset[str]:
+    """What a module has at its top level, by its text alone."""
+    if path.is_dir():
+        return frozenset(child.stem for child in path.iterdir()) | defined(path / "__init__.py")
+    names = {"__file__", "__doc__", "__name__"}
+    for node in parsed(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        for part in ast.walk(node):
+            if isinstance(part, ast.alias):
+                names.add(part.asname or part.name.split(".")[0])
+            elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                names.add(part.id)
+    return frozenset(names)
+
+
+def absent(path: Path) -> Iterator[str]:
+    """What a file takes from modules of the package that do not have it."""
+    modules, bound = {}, set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mmgen_jax":
+            parent = ROOT.joinpath(*node.module.split("."))
+            for alias in node.names:
+                inside = [
+                    place for place in (parent / alias.name, parent / f"{alias.name}.py") if place.exists()
+                ]
+                if inside:
+                    modules[alias.asname or alias.name] = inside[0]
+                elif alias.name not in defined(parent if parent.is_dir() else parent.with_suffix(".py")):
+                    yield f"{path}, line {node.lineno}: {node.module} has no {alias.name}"
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = node.value.id  # one that the file also gives to something else is left out
+            if name in modules and name not in bound and node.attr not in defined(modules[name]):
+                yield f"{path}, line {node.lineno}: {name} has no {node.attr}"
+
+
+def test_what_is_taken_from_a_module_is_there():
+    """Else `module.name` fails only where it runs, perhaps in the message of a rare error."""
+    files = [
+        *FILES,
+        *(path for folder in ("scripts", "configs", "tests") for path in ROOT.glob(f"{folder}/**/*.py")),
+    ]
+    assert not [problem for path in files for problem in absent(path)]
+
+
+def test_what_a_module_lacks_is_found(tmp_path):
+    code = "from mmgen_jax.data import text, transforms\nfrom mmgen_jax.data.text import PAD, nothing\n"
+    (tmp_path / "a.py").write_text(code + "transforms.parse(1)\ntransforms.text(2)\ntext.PAD\n")
+    found = [problem.partition("line ")[2] for problem in absent(tmp_path / "a.py")]
+    assert found == ["2: mmgen_jax.data.text has no nothing", "4: transforms has no text"]
 
 
 def test_nothing_imports_the_scripts():
