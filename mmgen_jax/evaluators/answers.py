@@ -107,8 +107,8 @@ class Answers(Evaluator):
             path,
             [[self._picture(record["index"]) for record in line] for line in lines],
             [f"{line[0]['index']} to {line[-1]['index']}" for line in lines],
-            [[f"{r['question']} {r['answer']} ({r['answers'][0]})" for r in line] for line in lines],
-            [[r["score"] >= 0.5 for r in line] for line in lines],
+            [[_said(record) for record in line] for line in lines],
+            [[_right(record) for record in line] for line in lines],
             lines=8,
         )
 
@@ -173,6 +173,16 @@ def read(outputs: Mapping[str, np.ndarray], pipeline: Pipeline) -> list[list[tup
         [(words[k], round(float(p), 4)) for k, p in zip(*row, strict=True)]
         for row in zip(outputs["answer"], outputs["probability"], strict=True)
     ]
+
+
+def _right(record: Mapping) -> bool:
+    return record["score"] >= 0.5
+
+
+def _said(record: Mapping) -> str:
+    """A question with its answer, and with what was wanted where that is another."""
+    said = f"{record['question'].rstrip('?')}? {record['answer']}"
+    return said if _right(record) else f"{said}, not {record['answers'][0]}"
 
 
 make = Answers

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmgen_jax import figures
 from mmgen_jax.data import sources
 from mmgen_jax.data.pipeline import Pipeline
 from mmgen_jax.evaluators.answers import make as make_evaluator
@@ -104,6 +105,16 @@ def test_open_answers(make, tmp_path):
     assert "|split:val, held out 1/10|" in evaluator.signature()
     with Image.open(tmp_path / "figures" / "val.png") as picture:
         assert picture.width > 300
+
+
+def test_what_the_picture_says(make, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "contact_sheet", lambda *given, **more: drawn.append(given))
+    evaluator = make(pictures=5)
+    evaluator.run(predictor(evaluator), tmp_path / "x.png")
+    (_, rows, titles, said, right), *none = drawn
+    assert not none and titles == ["0 to 4"] and len(rows[0]) == 5 and right == [[True] * 4 + [False]]
+    assert said[0][0] == "what is 0? yes" and said[0][4] == "what is 4? yes, not blue"
 
 
 def test_predictions(make, tmp_path):
