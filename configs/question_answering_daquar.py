@@ -12,7 +12,7 @@ Data: Malinowski & Fritz, A Multi-World Approach to Question Answering about Rea
 al., 2012 (NYU Depth v2). What photograph and question say by themselves is multiplied; the small ResNet is that of
 configs/dual_encoder_flickr8k.py, which may start it and is then kept as it is. So few questions want dropout of words, features,
 and whole modalities, weight decay, smooth averages, and photographs that are cut and coloured anew each time.
-Reached: on one fold 20 %, with the photograph and without; no table over the folds yet (docs/results.md).
+Reached: 19.9 % over four folds, with a tower from Flickr8k, and 19.4 by the question alone: no difference (docs/results.md).
 """
 
 import ml_collections
