@@ -43,9 +43,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blind", action="store_true", help="ask without an image")
     args = parser.parse_args()
     args.image = None if args.blind else Path(args.words.pop(0))
-    files = (
-        [] if args.blind else [word for word in args.words if os.path.isfile(word)]
-    )  # pathlib fails for a long question
+    # Not pathlib, which fails for a long question.
+    files = [] if args.blind else [word for word in args.words if os.path.isfile(word)]
     if files:
         parser.error(f"{files[0]} is a file, not a question: ask about one image or video at a time.")
     if not args.words:

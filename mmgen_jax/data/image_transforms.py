@@ -270,9 +270,8 @@ def on_frames(transform: Transform) -> Transform:
         done = [
             transform({**example, "image": frame}, np.random.default_rng(seed)) for frame in example["video"]
         ]
-        rest = {
-            key: value for key, value in done[0].items() if key != "image"
-        }  # what is said may have changed
+        # What is said may have changed too.
+        rest = {key: value for key, value in done[0].items() if key != "image"}
         return {**rest, "video": np.stack([np.asarray(one["image"]) for one in done])}
 
     return apply

@@ -11,16 +11,28 @@ from typing import Any
 from mmgen_jax.core import registry
 from mmgen_jax.data import image_transforms, text_transforms
 from mmgen_jax.data.example import Transform
-from mmgen_jax.data.image_transforms import array, on_frames
 
 # Of a video these treat every frame alike.
 OF_PICTURES = ("resize", "center_crop", "random_resized_crop", "shift", "flip", "color_jitter")
 FACTORIES = {
-    **{name: getattr(image_transforms, name) for name in ("decode", *OF_PICTURES, "frames", "array")},
-    **{
-        name: getattr(text_transforms, name)
-        for name in ("caption", "text", "description", "question", "answers", "written_answer")
-    },
+    f.__name__: f
+    for f in (
+        image_transforms.decode,
+        image_transforms.resize,
+        image_transforms.center_crop,
+        image_transforms.random_resized_crop,
+        image_transforms.shift,
+        image_transforms.flip,
+        image_transforms.color_jitter,
+        image_transforms.frames,
+        image_transforms.array,
+        text_transforms.caption,
+        text_transforms.text,
+        text_transforms.description,
+        text_transforms.question,
+        text_transforms.answers,
+        text_transforms.written_answer,
+    )
 }
 
 
@@ -39,7 +51,7 @@ def parse(pipeline: str, context: Mapping[str, Any]) -> list[Transform]:
       ValueError: no such transform or argument (names the nearest), one is missing, or the text is no
         pipeline.
     """
-    return [_build(step, pipeline, context) for step in _steps(_tree(pipeline))] + [array()]
+    return [_build(step, pipeline, context) for step in _steps(_tree(pipeline))] + [image_transforms.array()]
 
 
 def names(pipeline: str) -> list[str]:
@@ -100,4 +112,4 @@ def _build(step: ast.expr, pipeline: str, context: Mapping[str, Any]) -> Transfo
         made = registry.call(factory, kwargs, f'"{source}"', **{key: context[key] for key in given})
     except TypeError as error:
         raise ValueError(f'"{source}" has an argument of the wrong type: {error}.') from error
-    return on_frames(made) if name in OF_PICTURES else made
+    return image_transforms.on_frames(made) if name in OF_PICTURES else made
