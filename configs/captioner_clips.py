@@ -7,9 +7,9 @@ python scripts/train.py --config configs/captioner_clips.py:init_from=runs/capti
 
 Colours and shapes are learned on pictures, which cost a twelfth of a clip: the first line trains their captioner, the second
 shows it objects between the places of a scene's lattice, where those of a clip go. Its image tower is then the slow one of two
-(Feichtenhofer et al., SlowFast Networks, 2019), kept as it is; matching its frames tells where things go (Xu et al., GMFlow,
-2022). The fast one sees all frames, and what has changed since the one before (Wang et al., Temporal Segment Networks, 2016,
-section 3.2).
+(Feichtenhofer et al., SlowFast Networks, 2019): its parameters stay, its batch statistics follow the clips; matching its frames
+tells where things go (Xu et al., GMFlow, 2022). The fast one sees all frames, and what has changed since the one before (Wang
+et al., Temporal Segment Networks, 2016, section 3.2).
 Papers: Xu et al., Show, Attend and Tell, 2015 (soft attention), over those towers.
 Reached: 94.1 % of the captions of unseen clips are true, 95.4 % of val, after 79 minutes of training on one core, all three lines
 (docs/results.md).
@@ -106,7 +106,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                 warmup=min(100, steps // 4),
                 weight_decay=1e-4,
                 clip_norm=1.0,
-                # What begins with weights is kept as it is, and costs no backward pass.
+                # The weights that it begins with stay, and cost no backward pass.
                 rules={"encoder/slow": dict(learning_rate=0.0)} if arg.init_from else {},
             ),
             mesh=dict(data=-1, fsdp=1, tensor=1),

@@ -8,10 +8,11 @@ The first line holds out the fifth with the number `fold`, by a hash, and never 
 together (see `data.questions.daquar`). The second trains all five; its table has the mean over them, and the difference to the
 question alone, fold by fold. Only the data set's own training part is read: its test part is not at hand. An answer of several
 things, "book, scissor", counts as one answer; "outside" says how many answers the training part lacks.
-Data: Malinowski & Fritz, A Multi-World Approach to Question Answering about Real-World Scenes, 2014, photographs by Silberman et
-al., 2012 (NYU Depth v2). What photograph and question say by themselves is multiplied; the small ResNet is that of
-configs/dual_encoder_flickr8k.py, which may start it and is then kept as it is. So few questions want dropout of words, features,
-and whole modalities, weight decay, smooth averages, and photographs that are cut and coloured anew each time.
+Data: Malinowski & Fritz, A Multi-World Approach to Question Answering about Real-World Scenes, 2014, photographs by Silberman
+et al., 2012 (NYU Depth v2). What photograph and question say by themselves is multiplied; the small ResNet is that of
+configs/dual_encoder_flickr8k.py, which may start it: its parameters then stay, its batch statistics follow the photographs. So
+few questions want dropout of words, features, and whole modalities, weight decay, smooth averages, and photographs that are cut
+and coloured anew each time.
 Reached: 19.9 % over four folds, with a tower from Flickr8k, and 19.4 by the question alone: no difference (docs/results.md).
 """
 
