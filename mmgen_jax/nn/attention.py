@@ -74,11 +74,53 @@ def self_attention(
     query: [B, Tq, H, D]; key, value: [B, Tk, H, D]; mask: bool [1 or B, 1 or H, 1 or Tq, Tk], true where a query may
     look; causal: a query looks at its own position and at those before it only -> [B, Tq, H, D].
     """
-    # jax promotes bfloat16 to float32 in there, which a caller's strict setting would forbid.
-    with jax.numpy_dtype_promotion("standard"):
-        if mask is None and query.shape == key.shape and _has_flash(query):
+    if mask is None and query.shape == key.shape and _has_flash(query):
+        # jax promotes bfloat16 to float32 in there, which a caller's strict setting would forbid.
+        with jax.numpy_dtype_promotion("standard"):
             return _flash(query, key, value, causal)
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+    if causal:
+        before = jnp.tril(jnp.ones((1, 1, query.shape[1], key.shape[1]), bool))
+        mask = before if mask is None else mask & before
+    # Each head's positions side by side in memory: XLA multiplies them faster on a CPU.
+    query, key, value = (rearrange(x, "b t h d -> b h t d") for x in (query, key, value))
+    return rearrange(_attend(query, key, value, mask), "b h t d -> b t h d")
+
+
+@jax.custom_vjp
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """See `self_attention`, with heads before positions. query: [B, H, Tq, D]; key, value: [B, H, Tk, D] -> [B, H, Tq, D].
+
+    Its gradient is written by hand: that of a softmax sums over keys what here is a sum over features, of what came out and its
+    gradient (Dao et al., FlashAttention, 2022, appendix B.2), and takes 1.4 to 1.7 times as long on a CPU.
+    """
+    return _attend_forward(query, key, value, mask)[0]
+
+
+def _attend_forward(query, key, value, mask):
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = hide(scores, mask)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    attended = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+    return attended, (query, key, value, mask, weights, attended)
+
+
+def _attend_backward(residuals, gradient):
+    query, key, value, mask, weights, attended = residuals
+    to_value = jnp.einsum("bhqk,bhqd->bhkd", weights, gradient)
+    to_weights = jnp.einsum("bhqd,bhkd->bhqk", gradient, value, preferred_element_type=jnp.float32)
+    mean = jnp.sum(gradient.astype(jnp.float32) * attended.astype(jnp.float32), axis=-1, keepdims=True)
+    to_scores = weights.astype(jnp.float32) * (to_weights - mean) * query.shape[-1] ** -0.5
+    if mask is not None:  # a query that may look nowhere has weights, but none that its scores gave it
+        to_scores = jnp.where(mask, to_scores, 0.0)
+    to_scores = to_scores.astype(query.dtype)
+    to_query = jnp.einsum("bhqk,bhkd->bhqd", to_scores, key)
+    to_key = jnp.einsum("bhqk,bhqd->bhkd", to_scores, query)
+    return to_query, to_key, to_value, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _has_flash(query: jax.Array) -> bool:

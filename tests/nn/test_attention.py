@@ -1,5 +1,7 @@
 """Scores and weighted sums against plain numpy loops; precision; self-attention's mask."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,31 @@ def test_self_attention(dtype):
     assert got.dtype == dtype
     tolerance = 1e-5 if dtype == jnp.float32 else 0.05
     np.testing.assert_allclose(np.float32(got), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)])
+@pytest.mark.parametrize("masked, causal", [(False, False), (True, False), (False, True), (True, True)])
+def test_gradient_of_self_attention(masked, causal, dtype, tolerance):
+    """Against jax's own attention, differentiated by jax; one query may look nowhere."""
+    query, key, value, weight = rng.normal(size=(4, B, P, 2, D))
+    mask = None
+    if masked:
+        mask = rng.random((B, 1, P, P)) < 0.5
+        mask[0, 0, 1], mask[1, 0, :, 0] = False, True
+
+    def gradients(attend, dtype):
+        def total(*parts):
+            out = attend(*parts, mask=None if mask is None else jnp.asarray(mask))
+            return jnp.sum(out.astype(jnp.float32) * weight)
+
+        parts = [jnp.asarray(x, dtype) for x in (query, key, value)]
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*parts)
+
+    own = gradients(functools.partial(attention.self_attention, causal=causal), dtype)
+    jaxs = gradients(functools.partial(jax.nn.dot_product_attention, is_causal=causal), jnp.float32)
+    for got, expected in zip(jax.tree.leaves(own), jax.tree.leaves(jaxs), strict=True):
+        np.testing.assert_allclose(np.float32(got), expected, rtol=tolerance, atol=tolerance)
+    assert {x.dtype for x in own[1]} == {jnp.dtype(dtype)}
 
 
 @pytest.mark.parametrize("length", [4, 5])
