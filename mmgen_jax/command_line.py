@@ -17,7 +17,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from mmgen_jax import peers
-from mmgen_jax.core import errors, registry
+from mmgen_jax.core import allocator, errors, registry
 from mmgen_jax.signals import Interrupted
 
 
@@ -27,13 +27,15 @@ def start_jax(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Quieten the libraries, and join the other processes of a run. TPU, Slurm and GKE tell by themselves who they are.
+    """Quieten the libraries, keep memory, and join the other processes of a run. TPU, Slurm and GKE tell by themselves who they
+    are.
 
     Of several processes each goes on in a child of its own; see `peers.supervise`.
 
     Raises:
       ValueError: a coordinator without the other two numbers, or the other way round.
     """
+    allocator.keep()
     # Orbax tells every move at level INFO, which would bury the run's own lines.
     logging.set_verbosity(logging.WARNING)
     explicit = (coordinator, num_processes, process_id)

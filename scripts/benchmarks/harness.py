@@ -31,6 +31,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mmgen_jax.core import allocator
+
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 0
 ROUNDS = 3
@@ -76,6 +78,7 @@ def serve(suite: ModuleType, spec: dict[str, Any]) -> None:
     if spec["threads"] and hasattr(os, "sched_setaffinity"):
         # Before any library looks how many cores there are.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: spec["threads"]])
+    allocator.keep()  # as our scripts do; peers too
 
     def say(**values: Any) -> None:
         print(json.dumps(values), flush=True)
