@@ -57,8 +57,8 @@ def tower(tiny: bool = False, init_from: str = "") -> dict:
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: tiny (seconds, for tests), init_from (a run of configs/captioner_scenes.py of the same size), finetune (a run
-    of this config, as which all begins, and the slow tower learns too), size (of a frame in pixels), steps, batch_size,
-    learning_rate."""
+    of this config, as which all begins, and the slow tower learns too; with init_from as well that tower begins as it is
+    there), size (of a frame in pixels), steps, batch_size, learning_rate."""
     arg = parse_arg(
         arg,
         tiny=False,
