@@ -4,6 +4,7 @@ Plain functions over arrays, so that they run inside one scan over words; the mo
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,12 @@ def weigh(scores: jax.Array, values: jax.Array, mask: jax.Array | None = None) -
     values = rearrange(values, "b p (h d) -> b p h d", h=heads)
     context = jnp.einsum("bchp,bphd->bchd", weights.astype(values.dtype), values)
     return rearrange(context, "b c h d -> b c (h d)"), weights
+
+
+def split_heads(qkv: jax.Array, heads: int) -> Iterator[jax.Array]:
+    """What one product gave to queries, keys and values. [B, T, 3 * H * D] -> three of [B, T, H, D]."""
+    # Not unpacked from an axis of length 3, whose gradient is the sum of three arrays padded with zeros.
+    return (rearrange(part, "b t (h d) -> b t h d", h=heads) for part in jnp.split(qkv, 3, axis=-1))
 
 
 def self_attention(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mmgen_jax.core import registry, sharding
-from mmgen_jax.nn.attention import hide, self_attention
+from mmgen_jax.nn.attention import hide, self_attention, split_heads
 from mmgen_jax.nn.norm import LayerNorm
 
 # CLIP's quick_gelu is the sigmoid approximation of Hendrycks and Gimpel (2016), section 2; gelu_tanh is their other one.
@@ -80,7 +80,7 @@ class EncoderBlock(nn.Module):
             return nn.Dropout(self.dropout, deterministic=not train)(y)
 
         def attend(y: jax.Array) -> jax.Array:
-            q, k, v = rearrange(dense(3 * width, "qkv")(y), "b t (n h d) -> n b t h d", n=3, h=self.heads)
+            q, k, v = split_heads(dense(3 * width, "qkv")(y), self.heads)
             y = self_attention(q, k, v, mask, causal=self.causal)
             return drop(dense(width, "out")(rearrange(y, "b t h d -> b t (h d)")))
 
@@ -199,8 +199,7 @@ class DecoderBlock(nn.Module):
         Returns:
           x [N, T, F], cross-attention's weights float32 [N, heads, T, P], the new cache.
         """
-        qkv = self.self_qkv(self.self_norm(x))
-        query, key, value = (self._heads(part) for part in jnp.split(qkv, 3, axis=-1))
+        query, key, value = split_heads(self.self_qkv(self.self_norm(x)), self.heads)
         if cache is not None:
             rows, position = jnp.arange(len(x)), cache["position"]
             key = cache["key"].at[rows, position].set(key[:, 0])

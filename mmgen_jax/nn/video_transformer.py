@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from mmgen_jax.core import registry
 from mmgen_jax.nn import pooling, video, vit
-from mmgen_jax.nn.attention import self_attention
+from mmgen_jax.nn.attention import self_attention, split_heads
 from mmgen_jax.nn.norm import LayerNorm
 from mmgen_jax.nn.transformer import ACTIVATIONS, stack
 
@@ -83,9 +83,7 @@ class DividedBlock(nn.Module):
 
         def attend(y: jax.Array, keys: jax.Array | None, name: str) -> jax.Array:
             y = LayerNorm(self.dtype, self.epsilon, name=f"{name}_norm")(y)
-            q, k, v = rearrange(
-                dense(3 * width, f"{name}_qkv")(y), "b t (n h d) -> n b t h d", n=3, h=self.heads
-            )
+            q, k, v = split_heads(dense(3 * width, f"{name}_qkv")(y), self.heads)
             y = self_attention(q, k, v, video.key_mask(keys))
             return drop(dense(width, f"{name}_out")(rearrange(y, "b t h d -> b t (h d)")))
 
