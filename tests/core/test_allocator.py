@@ -14,11 +14,11 @@ kept = allocator.keep() if sys.argv[1] == "keep" else None
 import jax, jax.numpy as jnp
 jax.config.update("jax_platforms", "cpu")
 step = jax.jit(lambda x: jnp.cumsum(x[::-1])[::-1].reshape(-1, 8).sum(0))
-x = jnp.ones(2**24)
-for _ in range(3):
+x = jnp.ones(2**22)
+for _ in range(100):  # the heap grows until a step's buffers have their places
     step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(20):
     step(x).block_until_ready()
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -41,7 +41,7 @@ def run(how, **environment):
 def test_a_step_asks_for_no_new_pages():
     kept, faults = run("keep")
     assert kept == "True"
-    assert faults * 10 < run("leave")[1]
+    assert faults * 2 < run("leave")[1]
 
 
 def test_the_environment_has_the_last_word():
