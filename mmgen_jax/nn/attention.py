@@ -98,7 +98,7 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array 
     """See `self_attention`, with heads before positions. query: [B, H, Tq, D]; key, value: [B, H, Tk, D] -> [B, H, Tq, D].
 
     Its gradient is written by hand: that of a softmax sums over keys what here is a sum over features, of what came out and its
-    gradient (Dao et al., FlashAttention, 2022, appendix B.2), and takes 1.4 to 1.7 times as long on a CPU.
+    gradient (Dao et al., FlashAttention, 2022, appendix B.2), and takes longer on a CPU.
     """
     return _attend_forward(query, key, value, mask)[0]
 
