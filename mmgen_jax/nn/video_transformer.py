@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from mmgen_jax.core import registry
 from mmgen_jax.nn import pooling, video, vit
-from mmgen_jax.nn.attention import self_attention, split_heads
+from mmgen_jax.nn.attention import self_attention
 from mmgen_jax.nn.norm import LayerNorm
 from mmgen_jax.nn.transformer import ACTIVATIONS, stack
 
@@ -71,7 +71,7 @@ class DividedBlock(nn.Module):
         self, x: jax.Array, first: jax.Array | None, mask: jax.Array | None, train: bool
     ) -> tuple[jax.Array, jax.Array | None]:
         """x: [B, T, S, D]; first: the class token [B, D] or None; mask: bool [B, T] or None -> x, first."""
-        batch, times, places, width = x.shape
+        batch, times, places, width = shape = x.shape
         activation = registry.choose(ACTIVATIONS, self.activation, "activation")
 
         def dense(features: int, name: str) -> nn.Dense:
@@ -81,30 +81,34 @@ class DividedBlock(nn.Module):
         def drop(y: jax.Array) -> jax.Array:
             return nn.Dropout(self.dropout, deterministic=not train)(y)
 
-        def attend(y: jax.Array, keys: jax.Array | None, name: str) -> jax.Array:
+        def attend(y: jax.Array, name: str, sequences: str, keys: jax.Array | None = None) -> jax.Array:
+            """Within sequences, "(b s) t" or "(b t) s". y: [B * T * S, D]; keys: see `video.key_mask` -> [B * T * S, D]."""
             y = LayerNorm(self.dtype, self.epsilon, name=f"{name}_norm")(y)
-            q, k, v = split_heads(dense(3 * width, f"{name}_qkv")(y), self.heads)
-            y = self_attention(q, k, v, video.key_mask(keys))
-            return drop(dense(width, f"{name}_out")(rearrange(y, "b t h d -> b t (h d)")))
+            rows, heads = "(b t s) (h d)", f"{sequences} h d"
+            q, k, v = (
+                rearrange(part, f"{rows} -> {heads}", b=batch, t=times, h=self.heads)
+                for part in jnp.split(dense(3 * width, f"{name}_qkv")(y), 3, axis=-1)
+            )
+            y = rearrange(self_attention(q, k, v, video.key_mask(keys)), f"{heads} -> {rows}", b=batch)
+            return drop(dense(width, f"{name}_out")(y))
 
-        keys = None if mask is None else repeat(mask, "b t -> (b s) t", s=places)
-        y = attend(rearrange(x, "b t s d -> (b s) t d"), keys, "time")
-        x = x + rearrange(y, "(b s) t d -> b t s d", b=batch)
-        if first is None:
-            y = attend(rearrange(x, "b t s d -> (b t) s d"), None, "space")
-            x = x + rearrange(y, "(b t) s d -> b t s d", b=batch)
-        else:
-            every = jnp.concatenate([repeat(first, "b d -> b t 1 d", t=times), x], axis=2)
-            y = attend(rearrange(every, "b t s d -> (b t) s d"), None, "space")
-            y = rearrange(y, "(b t) s d -> b t s d", b=batch)
-            x, first = x + y[:, :, 1:], first + video.mean_over(y[:, :, 0], mask)
         mlp_norm = LayerNorm(self.dtype, self.epsilon, name="mlp_norm")
         mlp_in, mlp_out = dense(self.mlp, "mlp_in"), dense(width, "mlp_out")
 
         def mlp(y: jax.Array) -> jax.Array:
             return y + drop(mlp_out(drop(activation(mlp_in(mlp_norm(y))))))
 
-        return mlp(x), None if first is None else mlp(first)
+        x = x.reshape(-1, width)  # as in nn/transformer.py's `stack`
+        keys = None if mask is None else repeat(mask, "b t -> (b s) t", s=places)
+        x = x + attend(x, "time", "(b s) t", keys)
+        if first is None:
+            x = x + attend(x, "space", "(b t) s")
+        else:
+            every = jnp.concatenate([repeat(first, "b d -> b t 1 d", t=times), x.reshape(shape)], axis=2)
+            y = attend(every.reshape(-1, width), "space", "(b t) s").reshape(every.shape)
+            x, first = x + y[:, :, 1:].reshape(x.shape), first + video.mean_over(y[:, :, 0], mask)
+        x = mlp(x).reshape(shape)
+        return x, None if first is None else mlp(first)
 
 
 class Encoder(nn.Module):
