@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from mmgen_jax.core import registry
 from mmgen_jax.nn import pooling
+from mmgen_jax.nn.resampling import convolve
 
 CLIP = {"block": "bottleneck", "stem": "deep", "antialias": True, "pool": "attention", "image_size": 224}
 VARIANTS = {
@@ -59,8 +60,8 @@ def convolution(features: int, kernel: int, stride: int, dtype: Any, name: str) 
     if kernel == 1:
         product = nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init, name=name)
         return lambda x: product(x[:, ::stride, ::stride])
-    size, pad = (kernel, kernel), kernel // 2
-    return nn.Conv(features, size, stride, pad, use_bias=False, dtype=dtype, kernel_init=init, name=name)
+    form = dict(use_bias=False, conv_general_dilated=convolve, dtype=dtype, kernel_init=init, name=name)
+    return nn.Conv(features, (kernel, kernel), stride, kernel // 2, **form)
 
 
 def normalise(

@@ -1,9 +1,12 @@
 """Every form of the convolutions against numpy in float64 and PyTorch, with gradients; CPU and accelerator forms alike."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from mmgen_jax.nn import resampling
 
@@ -74,6 +77,37 @@ def test_both_forms_are_equal_with_their_gradients(monkeypatch):
     elsewhere = jax.value_and_grad(value, (0, 1))(jnp.float32(X), k)
     for a, b in zip(jax.tree.leaves(on_cpu), jax.tree.leaves(elsewhere), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "stride"),
+    [((1, 1), 3, 1), ((2, 3), 3, 1), ((5, 4), 3, 2), ((9, 3), 7, 2), ((7, 8), 5, 3)],
+)
+def test_a_small_grid_is_a_product_of_matrices(grid, size, stride):
+    """On CPU alone, with the value and the gradients of a convolution; also as flax's layer."""
+    x, k = jnp.float32(rng.normal(size=(2, *grid, 3))), jnp.float32(rng.normal(size=(size, size, 3, 5)))
+    strides, padding = (stride, stride), ((size // 2,) * 2,) * 2
+
+    def value(function, x, k):
+        y = function(x, k, strides, padding, dimension_numbers=resampling.DIMS)
+        return jnp.sum(jnp.sin(y)), y
+
+    def slopes(function):
+        return jax.jit(jax.value_and_grad(partial(value, function), (0, 1), has_aux=True))
+
+    ours, plain = (slopes(f) for f in (resampling.convolve, jax.lax.conv_general_dilated))
+    for a, b in zip(jax.tree.leaves(ours(x, k)), jax.tree.leaves(plain(x, k)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert " convolution(" not in ours.lower(x, k).compile().as_text()
+    assert "stablehlo.convolution" in ours.trace(x, k).lower(lowering_platforms=("tpu",)).as_text()
+    layer = nn.Conv(5, (size, size), stride, size // 2, conv_general_dilated=resampling.convolve)
+    y = layer.apply({"params": {"kernel": k, "bias": jnp.zeros(5)}}, x)
+    np.testing.assert_allclose(y, plain(x, k)[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_grid_as_large_as_the_kernel_stays_a_convolution():
+    text = jax.jit(resampling.convolution).lower(jnp.float32(X[:, :3, :3]), jnp.float32(kernel(3)))
+    assert "stablehlo.convolution" in text.as_text()
 
 
 def test_equals_pytorch():
