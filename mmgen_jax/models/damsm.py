@@ -66,10 +66,8 @@ class Damsm(nn.Module):
         """
         pool = registry.choose(POOLS, self.image_pool, "image_pool")
         x = image.astype(jnp.float32) if image.dtype == jnp.uint8 else 127.5 * (image.astype(jnp.float32) + 1)
-        if self.image_size and x.shape[1:3] != (self.image_size,) * 2:
-            x = jax.image.resize(x, (len(x), self.image_size, self.image_size, x.shape[-1]), "bilinear")
-        learns = train and not self.image_frozen
-        found = self.image(pixels.normalise(x, self.pixels, self.dtype), train=learns)
+        x = pixels.normalise(pixels.resized(x, self.image_size), self.pixels, self.dtype)
+        found = self.image(x, train=train and not self.image_frozen)
         grid, whole = found[:2] if isinstance(found, tuple) else (found, None)
         if grid.ndim != 4:
             raise ValueError(

@@ -28,3 +28,10 @@ def normalise(image: jax.Array, name: str, dtype: Any) -> jax.Array:
         for values in registry.choose(STATISTICS, name, "statistics of pixels")
     )
     return ((image.astype(jnp.float32) - mean) / std).astype(dtype)
+
+
+def resized(image: jax.Array, size: int) -> jax.Array:
+    """Square images with sides of `size`, bilinearly, antialiased where they shrink; 0: as they are. float [B, H, H, 3]."""
+    if size in (0, image.shape[1]):
+        return image
+    return jax.image.resize(image, (len(image), size, size, image.shape[-1]), "bilinear")

@@ -14,7 +14,8 @@ from mmgen_jax.core.optimizer import Optimizer
 from mmgen_jax.core.sharding import Layout
 from mmgen_jax.losses import contrastive
 from mmgen_jax.models import dual_encoder
-from mmgen_jax.tasks.base import DTYPES, Batch, Metrics, Task, take_init_from
+from mmgen_jax.nn import pixels as pixels_lib
+from mmgen_jax.tasks.base import DTYPES, Batch, Matcher, Metrics, Task, take_init_from
 
 MAX_SCALE = 100.0  # CLIP's bound of the learned scale (section 2.5 of the paper)
 SAMPLE = (
@@ -107,6 +108,40 @@ def triplet(
 LOSSES = {"info_nce": info_nce, "sigmoid": sigmoid, "triplet": triplet}
 
 
+def make_loss(loss: Mapping[str, Any], where: str) -> Callable:
+    """The loss that a config describes: `name`, one of LOSSES, and its options."""
+    loss = {"name": "info_nce", **loss}
+    return registry.call(registry.choose(LOSSES, loss.pop("name"), "loss"), loss, where)
+
+
+def make_matcher(
+    *, tokenizer: Any, dtype: Any, loss: Mapping[str, Any] | None = None, image_size: int = 0, **model: Any
+) -> Matcher:
+    """Each image tells its text among the batch's and is told by it, as the dual encoder learned to (Zhou et al., 2022, LAFITE).
+
+    loss: see `make_loss`. image_size: side in pixels of the images that it was trained with; 0: that of what is drawn.
+    """
+    where = "task.matchers.contrastive"
+    network = registry.call(make_model, model, where, context={"tokenizer": tokenizer}, dtype=dtype)
+    objective = make_loss(loss or {}, f"{where}.loss")
+
+    def init(rng, image, tokens):
+        return network.init(rng, pixels_lib.resized(image.astype(jnp.float32), image_size), tokens)
+
+    def losses(variables, image, tokens, **ids):
+        image = pixels_lib.resized(127.5 * (image + 1.0), image_size)
+        image, text = network.apply(variables, image, tokens[:, None])
+        return objective(image, text[:, 0], **learned(variables["params"]), **ids)
+
+    return Matcher(init, losses)
+
+
+def learned(params: Mapping[str, Any]) -> dict[str, jax.Array | None]:
+    """What a loss takes from the model beside embeddings: {"scale", "bias"}, None for what it does not learn."""
+    scale = jnp.exp(params["logit_scale"]) if "logit_scale" in params else None
+    return {"scale": scale, "bias": params.get("logit_bias")}
+
+
 class Contrastive(Task):
     """Tell each image's text among a batch's texts, and each text's image among its images.
 
@@ -136,10 +171,8 @@ class Contrastive(Task):
         self.model = registry.call(
             make_model, model, "task.model", context=context, dtype=dtype, axis=self.axis
         )
-        loss = dict(loss)
-        name = loss.pop("name", "info_nce")
-        self._has_chance = name == "info_nce"
-        self._loss = registry.call(registry.choose(LOSSES, name, "loss"), loss, "task.loss")
+        self._has_chance = loss.get("name", "info_nce") == "info_nce"
+        self._loss = make_loss(loss, "task.loss")
         self._slices = slices
         self._told: set[str] = set()
         self.predict = {
@@ -179,17 +212,15 @@ class Contrastive(Task):
             "image_id": jnp.repeat(batch["index"], captions),
             "text_id": rearrange(text_ids(batch["tokens"]), "b c -> (b c)"),
         }
-        scale = jnp.exp(params["logit_scale"]) if "logit_scale" in params else None
-        shared = {"scale": scale, "bias": params.get("logit_bias")}
+        shared = learned(params)
 
         def on_rows(rows, shared, axis):
-            return self._loss(rows["image"], rows["text"], shared["scale"], shared["bias"], axis=axis,
-                              **{name: rows[name] for name in ("weight", "image_id", "text_id")})  # fmt: skip
+            return self._loss(**rows, **shared, axis=axis)
 
         losses = parallel.by_rows(on_rows, self.layout)(rows, shared)
         metrics = {"loss": Mean.of(losses, rows["weight"]), **self._watch(image, text, weight, batch)}
-        if scale is not None:
-            metrics["logit_scale"] = Mean.of(scale)
+        if shared["scale"] is not None:
+            metrics["logit_scale"] = Mean.of(shared["scale"])
         return metrics["loss"].compute(), (metrics, {"model": variables})
 
     def _embed(self, params, variables, batch, rng) -> tuple[jax.Array, jax.Array, dict]:

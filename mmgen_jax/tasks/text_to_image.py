@@ -103,8 +103,8 @@ class TextToImage(Task):
         `init_from` which run or file it starts from, `train` False freezes it. None for an unconditional model.
       generator, discriminator: `name` of a file in nn/ (dcgan, resnet_gan, stackgan, attngan, mlp_gan) and its fields; the
         generator's `init_from` says which run it starts from.
-      matchers: finished runs that tell the generator how well images show their texts, by their task: {"damsm": {"weight":
-        AttnGAN's lambda, "init_from": the run's folder, and the model of its config}, "captioning": ...}. They
+      matchers: finished runs that tell the generator how well images show their texts, by their task ("damsm", "captioning",
+        "contrastive"): {"damsm": {"weight": AttnGAN's lambda, "init_from": the run's folder, and the model of its config}}. They
         stand in the State as "damsm_matcher" and so on, frozen.
       matcher: how configs of earlier runs name their one matcher, a DAMSM; its weight is then `loss["damsm"]`.
       loss: see `Loss`.
@@ -198,7 +198,7 @@ class TextToImage(Task):
         module, where = registry.lookup("tasks", name), f"task.matchers.{name}"
         if not hasattr(module, "make_matcher"):
             raise ValueError(
-                f"{where}: models of this task lead no generator; those of damsm and captioning do."
+                f"{where}: models of this task lead no generator; those of damsm, captioning and contrastive do."
             )
         spec, found = take_init_from(spec, network)
         if not found:

@@ -14,7 +14,7 @@ from mmgen_jax.core import optimizer as optimizer_lib
 from mmgen_jax.core import sharding
 from mmgen_jax.data.text import BOS, EOS, PAD, UNK
 from mmgen_jax.losses import adversarial
-from mmgen_jax.tasks import captioning
+from mmgen_jax.tasks import captioning, contrastive
 from mmgen_jax.tasks.collapse import Collapsed
 from mmgen_jax.tasks.text_to_image import WATCHED, TextToImage
 
@@ -317,25 +317,33 @@ MATCHERS = {
         "weight": 0.5,
         "init_from": "runs/captioner",
     },
+    "contrastive": {
+        "image": {**TOWER, "pool": "mean"},
+        "text": {**TEXT, "pool": "max"},
+        "embed_dim": 8,
+        "image_size": 20,
+        "weight": 2.0,
+        "init_from": "runs/dual_encoder",
+    },
 }
 
 
 def test_frozen_matchers_lead_the_generator():
     """Their losses are added to the generator's alone; they stay as they are, and have no optimizer state."""
     batch, plain = make_batch(), make()
-    led_by_both = make(matchers=MATCHERS)
-    names = {"damsm_matcher": "runs/damsm", "captioning_matcher": "runs/captioner"}
-    assert led_by_both.init_from == {(name,): source for name, source in names.items()}
-    state = start(led_by_both, batch)
+    led_by_all = make(matchers=MATCHERS)
+    names = {f"{name}_matcher": spec["init_from"] for name, spec in MATCHERS.items()}
+    assert led_by_all.init_from == {(name,): source for name, source in names.items()}
+    state = start(led_by_all, batch)
     assert names.keys() <= state.params.keys()
     assert not names.keys() & {**state.opt_state, **state.ema}.keys()
-    led, metrics = step(led_by_both, state, batch)
+    led, metrics = step(led_by_all, state, batch)
     drop = {
         part: {k: v for k, v in getattr(state, part).items() if k not in names}
         for part in ("params", "variables")
     }
     alone, before = step(plain, state.replace(**drop), batch)
-    added = 5.0 * metrics["damsm_matcher"] + 0.5 * metrics["captioning_matcher"]
+    added = sum(spec["weight"] * metrics[f"{name}_matcher"] for name, spec in MATCHERS.items())
     assert metrics["generator_loss"] == pytest.approx(before["generator_loss"] + added, rel=1e-5)
     close(led.params["discriminator"], alone.params["discriminator"], rtol=1e-5)
     for name in names:
@@ -386,6 +394,33 @@ def test_a_captioner_leads_by_the_nats_of_its_words():
     moved = 1e-2 * slope / jnp.linalg.norm(slope)
     change = float(jnp.sum(losses(image + moved) - losses(image - moved)))
     assert change == pytest.approx(2e-2 * float(jnp.linalg.norm(slope)), rel=0.05)
+
+
+def test_a_dual_encoder_leads_by_the_texts_of_the_batch():
+    """InfoNCE of the resized pictures; rows of one text are left out, and one without weight is nobody's negative."""
+    batch = make_batch()
+    spec = {key: MATCHERS["contrastive"][key] for key in ("image", "text", "embed_dim")}
+    loss = {"name": "info_nce", "equal": "ignore"}
+    matcher = contrastive.make_matcher(
+        tokenizer=TOKENIZER, dtype=jnp.float32, image_size=20, loss=loss, **spec
+    )
+    tokens, image = batch["tokens"][:, 0], batch["image"].astype(np.float32) / 127.5 - 1.0
+    variables = matcher.init(jax.random.key(0), batch["image"], batch["tokens"])
+    rows = len(tokens)
+    weight, text_id = np.ones(rows, np.float32), np.arange(rows)
+    weight[-1], text_id[1] = 0.0, 0
+    ids = {"weight": weight, "image_id": np.arange(rows), "text_id": text_id, "axis": None}
+    found = matcher.losses(variables, image, tokens, **ids)
+
+    model = contrastive.make_model(**spec, context={"tokenizer": TOKENIZER})
+    larger = jax.image.resize(np.float32(batch["image"]), (rows, 20, 20, 3), "bilinear")
+    pictures, texts = model.apply(variables, larger, tokens[:, None])
+    logits = np.float64(pictures @ texts[:, 0].T) * np.exp(float(variables["params"]["logit_scale"]))
+    there = (weight[:, None] * weight > 0) & ((text_id[:, None] != text_id) | np.eye(rows, dtype=bool))
+    sums = [np.log(np.sum(np.exp(x[:-1]), axis=1, where=there[:-1])) for x in (logits, logits.T)]
+    expected = np.mean(sums, axis=0) - np.diag(logits)[:-1]
+    np.testing.assert_allclose(found[:-1], expected, rtol=1e-4)
+    assert found[-1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -525,8 +560,8 @@ def test_a_run_may_stop_at_a_collapse():
         ({"text": None, "matchers": MATCHERS}, r"task.matchers say .* need a task.text"),
         ({"matchers": {"damsm": {"embed_dim": 8}}}, r"task.matchers.damsm has no init_from.*damsm_scenes"),
         (
-            {"matchers": {"contrastive": {}}},
-            r"task.matchers.contrastive: models of this task lead no generator",
+            {"matchers": {"classification": {}}},
+            r"task.matchers.classification: models of this task lead no generator",
         ),
         ({"matchers": {"captions": {}}}, r'Unknown name "captions" in tasks/. Did you mean "captioning"'),
         ({"optimizer": {"accumulate": 2}}, r"takes a smaller batch"),
