@@ -244,3 +244,24 @@ def kl(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
     """
     mean, log_variance = mean.astype(jnp.float32), log_variance.astype(jnp.float32)
     return 0.5 * jnp.mean(jnp.square(mean) + jnp.expm1(log_variance) - log_variance, axis=-1)
+
+
+def diversity(
+    image: jax.Array, other: jax.Array, z: jax.Array, other_z: jax.Array, bound: float
+) -> jax.Array:
+    """How much two samples of one text differ for how much their noise does, up to a bound (DSGAN: Yang et al., 2019, eq. 2).
+
+    A generator that maximises it cannot draw one picture for all noise (Mao et al., 2019, have the same without the bound).
+
+    Args:
+      image, other: float [B, ...], drawn from the noise z, other_z [B, Z].
+      bound: tau; no more is asked than this, so that samples do not differ more than real images do.
+
+    Returns:
+      mean |image - other| / mean |z - other_z|, at most `bound`: float32 [B].
+    """
+    apart, noise = (
+        jnp.mean(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)), axis=range(1, a.ndim))
+        for a, b in ((image, other), (z, other_z))
+    )
+    return jnp.minimum(apart / noise, bound)

@@ -55,6 +55,20 @@ class Penalty(NamedTuple):
     every: int = 1
 
 
+class Diversity(NamedTuple):
+    """What the generator gains where two samples of one text differ, see `adversarial.diversity`.
+
+    Attributes:
+      weight: lambda.
+      bound: tau. `train/real_distance` is how far real images are apart, a unit of noise is 1.13.
+      every: of every so many rows of the batch only, which are drawn twice more.
+    """
+
+    weight: float
+    bound: float
+    every: int = 4
+
+
 class Loss(NamedTuple):
     """What the two networks minimise.
 
@@ -67,6 +81,7 @@ class Loss(NamedTuple):
       interpolation: weight of generated images for texts half-way between two examples' (Reed et al., 2016, GAN-INT).
       kl: weight of the conditioning augmentation's divergence from the normal distribution (StackGAN).
       penalty: see `Penalty`; None for none.
+      diversity: see `Diversity`; None for none.
     """
 
     name: str = "non_saturating"
@@ -76,6 +91,7 @@ class Loss(NamedTuple):
     interpolation: float = 0.0
     kl: float = 1.0
     penalty: Mapping[str, Any] | None = None
+    diversity: Mapping[str, Any] | None = None
 
 
 class Noise(NamedTuple):
@@ -171,6 +187,8 @@ class TextToImage(Task):
         if self._loss.penalty:
             self._penalty = registry.call(Penalty, self._loss.penalty, "task.loss.penalty")
             registry.choose(PENALTIES, self._penalty.name, "gradient penalty")
+        more = self._loss.diversity
+        self._diversity = registry.call(Diversity, more, "task.loss.diversity") if more else None
         self._blur = registry.call(Noise, noise, "task.noise") if noise else None
         self._watch = registry.call(CollapseWatch, watch or {}, "task.watch")
         self._simultaneous, self._steps = update == "simultaneous", discriminator_steps
@@ -263,6 +281,7 @@ class TextToImage(Task):
     ) -> tuple[State, Metrics]:
         """Update the discriminator, and the generator where asked; each network runs forward once where that is enough."""
         noise_key, halfway_key, augment_key, penalty_key, watch_key = jax.random.split(rng, 5)
+        diversity_key = jax.random.fold_in(rng, 5)
         params, variables, weight = state.params, dict(state.variables), batch["mask"]
         real_images = self._real(batch["image"])
         text, pull_text = None, None
@@ -382,6 +401,11 @@ class TextToImage(Task):
         of_images = jax.tree.map(jnp.add, of_generated.images, pull_images(of_logits))
         (grad,) = pull_generator(of_generated._replace(images=of_images))
         new = {"generator_loss": Mean.of(losses[: len(weight)], weight), **matches}
+        if self._diversity:
+            more, new["diversity"] = self._diversity_gradient(
+                params["generator"], variables["generator"], text, weight, diversity_key
+            )
+            grad = jax.tree.map(jnp.add, grad, more)
         new.update(self._distances(state, batch, text, real_images, watch_key))
         # Divided by the number of examples, as the discriminator's: half-way texts add to that by their weight.
         grads, new = self._mean({"generator": grad}, new, "generator_loss")
@@ -545,6 +569,21 @@ class TextToImage(Task):
             return penalty.weight * jnp.sum(jnp.where(weight > 0, values, 0.0) * weight), Mean.of(
                 values, weight
             )
+
+        return jax.grad(summed, has_aux=True)(params)
+
+    def _diversity_gradient(self, params, variables, text, weight, rng):
+        """-> (gradient of what too little diversity costs, summed over the rows, the mean diversity of those that were drawn)."""
+        every = self._diversity.every
+        text = jax.tree.map(lambda x: jnp.concatenate([x[::every]] * 2), text)
+        weight = every * weight[::every]
+        z = [self._noise(key, len(weight)) for key in jax.random.split(rng)]
+
+        def summed(params):
+            drawn, _ = self._apply("generator", params, variables, rng, jnp.concatenate(z), text)
+            values = adversarial.diversity(*jnp.split(drawn.images[-1], 2), *z, self._diversity.bound)
+            gain = self._diversity.weight * jnp.sum(jnp.where(weight > 0, values, 0.0) * weight)
+            return -gain, Mean.of(values, weight)
 
         return jax.grad(summed, has_aux=True)(params)
 

@@ -337,3 +337,19 @@ def test_kl_against_numpy_and_an_integral():
         adversarial.kl(jnp.float32([[0.7]]), jnp.float32([[0.4]])), [integral], rtol=1e-5
     )
     np.testing.assert_array_equal(adversarial.kl(jnp.zeros((2, 3)), jnp.zeros((2, 3))), 0.0)
+
+
+def test_diversity_against_numpy():
+    """Up to the bound, beyond which there is no slope."""
+    image, other = RNG.normal(size=(2, 5, 3, 4, 2))
+    z, other_z = RNG.normal(size=(2, 5, 7))
+    ratio = np.abs(image - other).mean(axis=(1, 2, 3)) / np.abs(z - other_z).mean(axis=1)
+    bound = float(np.median(ratio))
+    inputs = single(image, other, z, other_z)
+    got = adversarial.diversity(*inputs, bound)
+    np.testing.assert_allclose(got, np.minimum(ratio, bound), rtol=1e-5)
+    slope = jax.grad(lambda x: adversarial.diversity(x, *inputs[1:], bound).sum())(inputs[0])
+    moves = np.abs(slope).max(axis=(1, 2, 3)) > 0
+    np.testing.assert_array_equal(
+        moves[ratio != np.median(ratio)], (ratio < bound)[ratio != np.median(ratio)]
+    )

@@ -286,6 +286,34 @@ def test_several_turns_of_the_discriminator():
         step(make(discriminator_steps=4), state, batch)
 
 
+def test_the_generator_gains_by_diversity():
+    """Its update is that of before and the slope of the mean diversity, over the rows that are drawn for it."""
+    spec, batch = {"weight": 3.0, "bound": 10.0, "every": 2}, make_batch()
+    batch["mask"][2] = 0.0
+    diverse, plain = make(loss={"diversity": spec}), make()
+    state = start(plain, batch)
+    (after, metrics), (before, _) = (step(task, state, batch) for task in (diverse, plain))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(state.rng, 0), 0), 5)
+    z = [jax.random.normal(k, (B // 2, 8), jnp.float32) for k in jax.random.split(key)]
+    there = batch["mask"][::2]
+    text = diverse._read(state.params, state.variables, jnp.concatenate([batch["tokens"][::2, 0]] * 2))
+
+    def mean(params):
+        variables = {"params": params, **state.variables["generator"]}
+        drawn, _ = diverse.generator.apply(
+            variables, jnp.concatenate(z), text, train=True, mutable=["batch_stats"]
+        )
+        values = adversarial.diversity(*jnp.split(drawn.images[-1], 2), *z, 10.0)
+        return jnp.sum(values * there) / there.sum(), values
+
+    (value, _), slope = jax.value_and_grad(mean, has_aux=True)(state.params["generator"])
+    assert metrics["diversity"] == pytest.approx(float(value), rel=1e-5)
+    share = 3.0 * 2 * there.sum() / batch["mask"].sum()
+    expected = jax.tree.map(lambda p, g: p + LEARNING_RATE * share * g, before.params["generator"], slope)
+    close(after.params["generator"], expected)
+    close(after.params["discriminator"], before.params["discriminator"], rtol=1e-6)
+
+
 def test_a_frozen_text_tower_stays():
     """And reads without dropout, whereas one that learns draws some."""
     task, batch = make(text={**TEXT, "train": False, "dropout": 0.5}), make_batch()
@@ -432,6 +460,7 @@ def test_a_dual_encoder_leads_by_the_texts_of_the_batch():
         {"name": "hinge", "penalty": {"name": "matching_aware", "weight": 1.0}},
         {"name": "relativistic", "interpolation": 0.5},
         {"name": "least_squares", "interpolation": 1.0},
+        {"name": "relativistic", "diversity": {"weight": 1.0, "bound": 0.5}},
     ],
     ids=lambda loss: f"{loss['name']}_{loss.get('penalty', {}).get('name', 'free')}",
 )
