@@ -1,6 +1,6 @@
-"""Convolution and matrix product divided by their kernel's largest singular value (Miyato et al., 2018)."""
+"""Kernels divided by their largest singular value (Miyato et al., 2018); a convolution's is in nn/resampling.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,50 +71,8 @@ class SpectralDense(nn.Module):
         """train: update the collection "spectral", see `normalised`."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         kernel = normalised(self, kernel, train=train)
-        return _add_bias(self, x.astype(self.dtype) @ kernel.astype(self.dtype))
-
-
-class SpectralConv(nn.Module):
-    """A convolution with the normalised kernel. [B, H, W, I] -> [B, H', W', features].
-
-    Attributes:
-      features: of the output.
-      kernel: side of the (square) kernel.
-      stride: of both directions.
-      padding: rows and columns of zeros on each side, or "SAME", "VALID", or (before, after) of both directions.
-      use_bias: add a bias, which is not normalised.
-      kernel_init: of the kernel [kernel, kernel, I, features].
-      dtype: of the computation; parameters and vectors are float32.
-    """
-
-    features: int
-    kernel: int
-    stride: int = 1
-    padding: int | str | Sequence[tuple[int, int]] = 0
-    use_bias: bool = True
-    kernel_init: Callable = KERNEL_INIT
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """train: update the collection "spectral", see `normalised`."""
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        kernel = normalised(self, kernel, train=train).astype(self.dtype)
-        x, padding = x.astype(self.dtype), self.padding
-        if isinstance(padding, int):
-            padding = ((padding, padding),) * 2
-        if self.kernel == 1 and self.padding in (0, "SAME", "VALID"):
-            # As a matrix product, which is several times faster on CPU.
-            return _add_bias(self, x[:, :: self.stride, :: self.stride] @ kernel[0, 0])
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return _add_bias(self, x)
-
-
-def _add_bias(layer: SpectralDense | SpectralConv, x: jax.Array) -> jax.Array:
-    if not layer.use_bias:
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+            x = x + jnp.expand_dims(bias.astype(self.dtype), range(x.ndim - 1))
         return x
-    bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,), jnp.float32)
-    return x + jnp.expand_dims(bias.astype(layer.dtype), range(x.ndim - 1))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mmgen_jax.nn.spectral_norm import SpectralConv, SpectralDense, normalised
+from mmgen_jax.nn.resampling import Convolution
+from mmgen_jax.nn.spectral_norm import SpectralDense, normalised
 
 
 class Normalised(nn.Module):
@@ -139,19 +140,19 @@ def test_vectors_move_in_training_alone():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "use_bias"),
-    [(3, 1, 1, True), (4, 2, 1, False), (3, 2, "SAME", False), (1, 1, 0, True), (1, 2, 0, False)],
+    ("kernel", "resample", "use_bias"), [(3, "none", True), (4, "down", False), (1, "none", True)]
 )
-def test_layers_are_flax_layers_with_another_kernel(kernel, stride, padding, use_bias):
+def test_layers_are_flax_layers_with_another_kernel(kernel, resample, use_bias):
     x = inputs(2, 8, 6, 3)
-    layer = SpectralConv(5, kernel, stride, padding, use_bias)
+    layer = Convolution(5, kernel, resample, use_bias, spectral=True)
     variables = layer.init(jax.random.key(0), x, train=True)
     assert variables["params"]["kernel"].shape == (kernel, kernel, 3, 5)
     params = {**variables["params"]}
     if use_bias:
         params["bias"] = inputs(5, seed=2)
     variables = settled(layer, {**variables, "params": params}, 300, x)
-    plain = nn.Conv(5, (kernel, kernel), stride, padding, use_bias=use_bias)
+    stride = 2 if resample == "down" else 1
+    plain = nn.Conv(5, (kernel, kernel), stride, 1 if kernel > 1 else 0, use_bias=use_bias)
     expected = plain.apply({"params": {**params, "kernel": params["kernel"] / largest(params["kernel"])}}, x)
     got = jax.jit(lambda x: layer.apply(variables, x, train=False))(x)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
@@ -169,7 +170,7 @@ def test_dense_is_flax_dense_with_another_kernel():
 
 
 @pytest.mark.parametrize(
-    "layer", [SpectralDense(4, dtype=jnp.bfloat16), SpectralConv(4, 3, 1, 1, dtype=jnp.bfloat16)]
+    "layer", [SpectralDense(4, dtype=jnp.bfloat16), Convolution(4, 3, spectral=True, dtype=jnp.bfloat16)]
 )
 def test_bfloat16_computes_on_float32_parameters(layer):
     x = inputs(2, 4, 4, 3)
@@ -185,7 +186,7 @@ def test_equal_to_pytorch():
     """Outputs and the kernel's gradient, once the vectors have settled; there too a matrix has one row for each output."""
     torch = pytest.importorskip("torch")
     x = inputs(2, 5, 5, 3)
-    layer = SpectralConv(4, 3, 1, 1)
+    layer = Convolution(4, 3, use_bias=True, spectral=True)
     variables = layer.init(jax.random.key(0), x, train=True)
     variables = settled(layer, variables, 300, x)
     peer = torch.nn.Conv2d(3, 4, 3, padding=1)
