@@ -12,9 +12,9 @@ Papers: Radford et al., Unsupervised Representation Learning with Deep Convoluti
 Reed et al., Generative Adversarial Text to Image Synthesis, 2016 (the text beside the features, real images with wrong
 texts); Mescheder et al., Which Training Methods for GANs do actually Converge?, 2018 (R1); Xu et al., AttnGAN, 2018, and Qiao
 et al., MirrorGAN, 2019, and Zhou et al., LAFITE, 2022 (the matchers).
-Reached (seed 0, one core of an AMD EPYC, 29.4 minutes of steps; 2026-11-21): of the samples for captions of one object the judge
-reads 85.6 % as the caption says (real scenes: 99.9 %), where a pair of colour and shape was never seen 73.3 %; of two objects
-46.7 %. Samples of one caption hardly differ. docs/results.md says more.
+Reached (seed 0, one core of an AMD EPYC, 50 minutes of steps in a slow hour; 2026-11-22): of the samples for captions of one
+object the judge reads 93.6 % as the caption says (real scenes: 99.9 %), where a pair of colour and shape was never seen 82.0 %;
+of two objects 54.9 %. Samples of one caption hardly differ. docs/results.md says more.
 """
 
 import ml_collections
