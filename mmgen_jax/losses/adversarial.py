@@ -249,7 +249,7 @@ def kl(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
 def diversity(
     image: jax.Array, other: jax.Array, z: jax.Array, other_z: jax.Array, bound: float
 ) -> jax.Array:
-    """How much two samples of one text differ for how much their noise does, up to a bound (DSGAN: Yang et al., 2019, eq. 2).
+    """How much two samples of one text differ for how much their noise does, up to a bound (DSGAN: Yang et al., 2019).
 
     A generator that maximises it cannot draw one picture for all noise (Mao et al., 2019, have the same without the bound).
 

@@ -31,7 +31,7 @@ def normalise(image: jax.Array, name: str, dtype: Any) -> jax.Array:
 
 
 def resized(image: jax.Array, size: int) -> jax.Array:
-    """Square images with sides of `size`, bilinearly, antialiased where they shrink; 0: as they are. float [B, H, H, 3]."""
-    if size in (0, image.shape[1]):
+    """Images with sides of `size`, bilinearly, antialiased where they shrink; 0: as they are. float [B, H, W, 3]."""
+    if not size or image.shape[1:3] == (size, size):
         return image
     return jax.image.resize(image, (len(image), size, size, image.shape[-1]), "bilinear")

@@ -60,7 +60,8 @@ class Diversity(NamedTuple):
 
     Attributes:
       weight: lambda.
-      bound: tau. `train/real_distance` is how far real images are apart, a unit of noise is 1.13.
+      bound: tau. Two draws of noise are 1.13 apart, so that pictures, from -1 to 1, gain up to 1.13 tau; `train/real_distance` is
+        how far real ones of all texts are apart.
       every: of every so many rows of the batch only, which are drawn twice more.
     """
 
