@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         captioner="runs/captioner_scenes_32",
         encoder="runs/dual_encoder_scenes",
         reader="runs/classifier_scenes",
-        steps=5000,
+        steps=3800,
         batch_size=64,
     )
     steps, batch_size, size, n, width = arg.steps, arg.batch_size, 32, 1000, 32

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from mmgen_jax import train as loop
 from mmgen_jax.core import step_folders, writer
 from mmgen_jax.core.checkpoint import Checkpointer, CheckpointError
+from mmgen_jax.data import loader
 from mmgen_jax.data.loader import Examples
 from mmgen_jax.experiment import Experiment
 
@@ -496,18 +497,21 @@ def _worker(error: Callable[[], BaseException] | None) -> Kind:
     @contextmanager
     def kind(job: "Job") -> Iterator[Broke]:
         index = job.driver.used_at(job.config, int(job.rng.integers(2, STEPS + 1)))
-        inner, left = Examples.__call__, [True]
+        left = [True]
 
-        def call(self, number, rng):
-            if number == index and left:
-                left.clear()
-                if error is None:
-                    time.sleep(1.0)
-                else:
-                    raise error()
-            return inner(self, number, rng)
+        class Failing(Examples):
+            """Of runs that begin from here on: threads of an earlier run may still be reading ahead, and theirs are whole."""
 
-        with mock.patch.object(Examples, "__call__", call):
+            def __call__(self, number, rng):
+                if number == index and left:
+                    left.clear()
+                    if error is None:
+                        time.sleep(1.0)
+                    else:
+                        raise error()
+                return super().__call__(number, rng)
+
+        with mock.patch.object(loader, "Examples", Failing):
             if error is None:
                 yield Broke(f"a second for example {index}", "", 0, False)
                 return
