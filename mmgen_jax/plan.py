@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 
 from mmgen_jax.core import flops, hlo, parallel, registry, sharding
 from mmgen_jax.core.optimizer import path_name
-from mmgen_jax.data import text, transforms
+from mmgen_jax.data import idx, text, transforms
 from mmgen_jax.data.answers import Answers
 from mmgen_jax.data.pipeline import ANSWERS, TOKENIZER
 from mmgen_jax.experiment import Experiment
@@ -217,9 +218,20 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def stand_in(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same config where its data is absent: drawn scenes go through the same transforms, and so have the same shapes."""
+def stand_in(config: ml_collections.ConfigDict, folder: Path) -> ml_collections.ConfigDict:
+    """The same config where its data is absent: drawn scenes go through the same transforms, and so have the same shapes.
+
+    Of the MNIST family, whose images have their size before any transform, small files of it are written to `folder`.
+    """
     config, scenes = config.copy_and_resolve_references(), dict(STAND_IN)
+    if {"images", "labels"} <= set(config.data.source):
+        files = {"images": np.zeros((1000, 28, 28), np.uint8), "labels": np.arange(1000, dtype=np.uint8) % 10}
+        for name, values in files.items():
+            (folder / name).write_bytes(idx.idx_bytes(values))
+        for spec in (config.data, *config.evals.values()):
+            if "source" in spec:
+                spec.source.update({name: str(folder / name) for name in files})
+        return config
     if "answers" in config.data:
         clips = "frames" in transforms.names(config.data.transforms)
         kind = {"name": "clip_questions", "frames": 32} if clips else {"name": "scene_questions"}
@@ -255,14 +267,16 @@ def build(
         spec = config.data.tokenizer
         kind = registry.choose(text.KINDS, spec.name, "tokenizer")
         size = spec.get("vocab_size") or getattr(kind, "vocab_size", None) or vocabulary
-        assumed = [f"{_first_line(error)} In its place: drawn scenes in the same shapes, {size:,} tokens."]
+        assumed = [f"{_first_line(error)} In its place: drawn examples of the same shapes, {size:,} tokens."]
         with tempfile.TemporaryDirectory() as folder:
             words = text.Words([f"word{i}" for i in range(size - text.SPECIALS)])
             words.save(Path(folder) / TOKENIZER)
             if "answers" in config.data:
                 count = config.data.answers.get("size", 3129)
                 Answers([f"answer{i}" for i in range(count)]).save(Path(folder) / ANSWERS)
-            return Experiment(stand_in(config), Path(folder), finished=True, layout=layout), assumed
+            return Experiment(
+                stand_in(config, Path(folder)), Path(folder), finished=True, layout=layout
+            ), assumed
 
 
 # One plan. -------------------------------------------------------------------------------------------------------------

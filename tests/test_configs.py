@@ -36,13 +36,13 @@ def get(monkeypatch):
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else value or "full",
 )
-def test_shapes(path, arg, get):
+def test_shapes(path, arg, get, tmp_path):
     config = get(path, arg)
     config_lib.check(config)
     try:
         experiment = Experiment(config)
     except FileNotFoundError:
-        experiment = Experiment(plan.stand_in(get(path, arg)))
+        experiment = Experiment(plan.stand_in(get(path, arg), tmp_path))
     task, state = experiment.task, experiment.abstract
     for leaf in jax.tree.leaves(state.params):
         assert leaf.dtype == jnp.float32
@@ -59,6 +59,14 @@ def test_shapes(path, arg, get):
         output = jax.eval_shape(predict, state.params, state.variables, batch, state.rng)
         rows = {leaf.shape[0] for leaf in jax.tree.leaves(output)}
         assert rows == {batch["mask"].shape[0]}, name
+
+
+@pytest.mark.parametrize("name", ["classifier_digits", "dcgan_fashion_mnist", "gan_stacked_digits"])
+def test_without_data_digits_have_their_size(name, get, tmp_path):
+    """Images of the MNIST family go through no transform that would resize what stands in for them."""
+    experiment = Experiment(plan.stand_in(get(ROOT / "configs" / f"{name}.py", "tiny"), tmp_path))
+    assert experiment.pipeline.example_batch()["image"].shape == (8, 28, 28, 3)
+    jax.eval_shape(experiment.task.train_step, experiment.abstract, experiment.pipeline.example_batch())
 
 
 def _same(left, right):

@@ -79,3 +79,8 @@ def read_idx(path: str, dimensions: int) -> np.ndarray:
             "Download it again."
         )
     return values.reshape(shape)
+
+
+def idx_bytes(values: np.ndarray) -> bytes:
+    """The plain idx file of a uint8 array, as `read_idx` reads it."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()

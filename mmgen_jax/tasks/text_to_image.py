@@ -3,7 +3,7 @@
 One step is a turn of the discriminator, or several, and one of the generator (Goodfellow et al., 2014; Reed et al., 2016).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -282,7 +282,6 @@ class TextToImage(Task):
     ) -> tuple[State, Metrics]:
         """Update the discriminator, and the generator where asked; each network runs forward once where that is enough."""
         noise_key, halfway_key, augment_key, penalty_key, watch_key = jax.random.split(rng, 5)
-        diversity_key = jax.random.fold_in(rng, 5)
         params, variables, weight = state.params, dict(state.variables), batch["mask"]
         real_images = self._real(batch["image"])
         text, pull_text = None, None
@@ -371,50 +370,69 @@ class TextToImage(Task):
 
         if self._simultaneous:
             # One forward pass of the discriminator serves both; what is not used of a pull-back is never computed.
-            after = fake
-
             def pull_images(cotangent):
                 return pull_fake(cotangent)[2]
 
         else:
             now = state.params["discriminator"]
-
-            after, pull = jax.vjp(lambda images: judge_fake(now, sentence, images)[0], generated.images)
+            fake, pull = jax.vjp(lambda images: judge_fake(now, sentence, images)[0], generated.images)
 
             def pull_images(cotangent):
                 return pull(cotangent)[0]
 
-        weights = weight
+        def pull_both(of_fake, of_generated):
+            of_images = jax.tree.map(jnp.add, of_generated.images, pull_images(of_fake))
+            return pull_generator(of_generated._replace(images=of_images))[0]
+
+        keys = watch_key, jax.random.fold_in(rng, 5)
+        state, new = self._generator_turn(state, batch, text, real, fake, generated, pull_both, keys)
+        new["grad_norm"] = Mean.of(
+            jnp.hypot(new["generator_grad_norm"].total, metrics["discriminator_grad_norm"].total)
+        )
+        return state, {**metrics, **new}
+
+    def _generator_turn(
+        self,
+        state: State,
+        batch: Batch,
+        text: Text | None,
+        real: Judged,
+        fake: Judged,
+        generated: Generated,
+        pull: Callable[[Judged, Generated], dict],
+        keys: tuple[jax.Array, jax.Array],
+    ) -> tuple[State, Metrics]:
+        """Update the generator by what the discriminator says of real and, as it now is, of generated images.
+
+        pull: the cotangents of `fake` and of `generated` -> the gradient of the generator's parameters; keys: of what is watched
+        and of the diversity.
+        """
+        watch_key, diversity_key = keys
+        weight = weights = batch["mask"]
         if self._loss.interpolation and text:
             weights = jnp.concatenate([weight, self._loss.interpolation * weight])
 
-        def generator_loss(after, generated):
-            losses = self._generator_loss(after, real, generated, weights)
+        def loss(fake, generated):
+            losses = self._generator_loss(fake, real, generated, weights)
             matches = self._match(state, batch, generated)
             for name, match in matches.items():
                 losses = losses.at[: len(weight)].add(self._matchers[name][0] * match)
             matches = {name: Mean.of(match, weight) for name, match in matches.items()}
             return jnp.sum(jnp.where(weights > 0, losses, 0.0) * weights), (losses, matches)
 
-        (of_logits, of_generated), (losses, matches) = jax.grad(generator_loss, argnums=(0, 1), has_aux=True)(
-            after, generated
-        )
-        of_images = jax.tree.map(jnp.add, of_generated.images, pull_images(of_logits))
-        (grad,) = pull_generator(of_generated._replace(images=of_images))
-        new = {"generator_loss": Mean.of(losses[: len(weight)], weight), **matches}
+        cotangents, (losses, matches) = jax.grad(loss, argnums=(0, 1), has_aux=True)(fake, generated)
+        metrics = {"generator_loss": Mean.of(losses[: len(weight)], weight), **matches}
+        grad = pull(*cotangents)
         if self._diversity:
-            more, new["diversity"] = self._diversity_gradient(
-                params["generator"], variables["generator"], text, weight, diversity_key
+            more, metrics["diversity"] = self._diversity_gradient(
+                state.params["generator"], state.variables["generator"], text, weight, diversity_key
             )
             grad = jax.tree.map(jnp.add, grad, more)
-        new.update(self._distances(state, batch, text, real_images, watch_key))
+        metrics.update(self._distances(state, batch, text, watch_key))
         # Divided by the number of examples, as the discriminator's: half-way texts add to that by their weight.
-        grads, new = self._mean({"generator": grad}, new, "generator_loss")
-        new["generator_grad_norm"] = Mean.of(optax.tree.norm(grads))
-        new["grad_norm"] = Mean.of(
-            jnp.hypot(new["generator_grad_norm"].total, metrics["discriminator_grad_norm"].total)
-        )
-        return self.update(state, grads), {**metrics, **new}
+        grads, metrics = self._mean({"generator": grad}, metrics, "generator_loss")
+        metrics["generator_grad_norm"] = Mean.of(optax.tree.norm(grads))
+        return self.update(state, grads), metrics
 
     @property
     def _mismatches(self) -> int:
@@ -610,7 +628,7 @@ class TextToImage(Task):
         mean = Mean.of(logits, weights).compute()
         return {**metrics, "logit_spread": Mean.of(jnp.abs(logits - mean), weights)}
 
-    def _distances(self, state, batch, text, real, rng) -> Metrics:
+    def _distances(self, state, batch, text, rng) -> Metrics:
         """Mean distance a value of two samples of one caption, and of two real images; counted every `watch.every` steps."""
 
         def apart(images):
@@ -632,7 +650,7 @@ class TextToImage(Task):
             )
             return {
                 "sample_distance": apart(drawn.images[-1]),
-                "real_distance": apart(real[:WATCHED]),
+                "real_distance": apart(self._real(batch["image"][:WATCHED])),
             }
 
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure, 0))

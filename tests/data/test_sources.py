@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import pickle
-import struct
 import tarfile
 
 import numpy as np
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mmgen_jax.data import sources
+from mmgen_jax.data.idx import idx_bytes
 from mmgen_jax.data.quarantine import BrokenExample
 
 
@@ -533,10 +533,6 @@ def test_flickr8k(tmp_path):
 
 
 # ---------------- idx
-
-
-def idx_bytes(array):
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)

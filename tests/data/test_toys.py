@@ -3,12 +3,12 @@
 import gzip
 import itertools
 import pickle
-import struct
 
 import numpy as np
 import pytest
 
 from mmgen_jax.data import sources
+from mmgen_jax.data.idx import idx_bytes
 from mmgen_jax.data.pipeline import Pipeline
 
 
@@ -83,9 +83,8 @@ def digits(tmp_path, count=20, **more):
     pixels = np.broadcast_to(
         (10 * kinds + np.arange(count, dtype=np.uint8) // 10)[:, None, None], (count, 28, 28)
     )
-    header = struct.pack(">HBB", 0, 8, 3) + struct.pack(">3I", count, 28, 28)
-    (tmp_path / "images.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
-    (tmp_path / "labels").write_bytes(struct.pack(">HBBI", 0, 8, 1, count) + kinds.tobytes())
+    (tmp_path / "images.gz").write_bytes(gzip.compress(idx_bytes(pixels)))
+    (tmp_path / "labels").write_bytes(idx_bytes(kinds))
     files = {"images": str(tmp_path / "images.gz"), "labels": str(tmp_path / "labels"), **more}
     return sources.make({"name": "stacked_digits", **files})
 
@@ -135,6 +134,6 @@ def test_no_such_example(tmp_path):
                 source[index]
     with pytest.raises(ValueError, match='Unknown choice of digits "test"'):
         digits(tmp_path, digits="test")
-    (tmp_path / "other").write_bytes(struct.pack(">HBBI", 0, 8, 1, 2) + b"\0\1")
+    (tmp_path / "other").write_bytes(idx_bytes(np.array([0, 1], np.uint8)))
     with pytest.raises(ValueError, match=r"has 20 images, .*other has 2 labels"):
         digits(tmp_path, labels=str(tmp_path / "other"))

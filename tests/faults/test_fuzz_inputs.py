@@ -32,6 +32,7 @@ from mmgen_jax.core import config as config_lib
 from mmgen_jax.core import errors, step_folders
 from mmgen_jax.core.checkpoint import Checkpointer, CheckpointError
 from mmgen_jax.data import image_transforms, sources, text, transforms
+from mmgen_jax.data.idx import idx_bytes, read_idx
 from mmgen_jax.data.quarantine import BrokenExample
 from mmgen_jax.pretrained import files
 
@@ -413,9 +414,7 @@ def test_list_of_names(fuzz, images):
 @pytest.mark.parametrize("packed", [True, False])
 def test_idx(fuzz, tmp_path, packed):
     pixels = np.arange(5 * 4 * 4).astype(np.uint8).reshape(5, 4, 4)
-    whole = struct.pack(">HBB3I", 0, 8, 3, *pixels.shape) + pixels.tobytes()
-    whole = gzip.compress(whole) if packed else whole
-    from mmgen_jax.data.idx import read_idx
+    whole = gzip.compress(idx_bytes(pixels)) if packed else idx_bytes(pixels)
 
     def read(data):
         (tmp_path / "input").write_bytes(data)
