@@ -12,9 +12,10 @@ Papers: Radford et al., Unsupervised Representation Learning with Deep Convoluti
 Reed et al., Generative Adversarial Text to Image Synthesis, 2016 (the text beside the features, real images with wrong
 texts); Mescheder et al., Which Training Methods for GANs do actually Converge?, 2018 (R1); Xu et al., AttnGAN, 2018, and Qiao
 et al., MirrorGAN, 2019, and Zhou et al., LAFITE, 2022 (the matchers).
-Reached (seed 0, one core of an AMD EPYC, 50 minutes of steps in a slow hour; 2026-11-22): of the samples for captions of one
-object the judge reads 93.6 % as the caption says (real scenes: 99.9 %), where a pair of colour and shape was never seen 82.0 %;
-of two objects 54.9 %. Samples of one caption hardly differ. docs/results.md says more.
+Reached (seed 0, one core of an AMD EPYC, 41 minutes of steps, about 27 on two; 2026-11-23): of the samples for captions of one
+object the judge reads 90.8 % as the caption says (real scenes: 99.9 %), where a pair of colour and shape was never seen 78.4 %;
+of two objects 51.2 %. With steps=5000 it is 93.6, 82.0 and 54.9 %. Samples of one caption hardly differ. docs/results.md says
+more.
 """
 
 import ml_collections
