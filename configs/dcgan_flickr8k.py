@@ -9,7 +9,7 @@ python scripts/train.py --config configs/dual_encoder_flickr8k.py:path=FILE --wo
   --config.data.transforms="decode | random_resized_crop(64, min_area=0.4) | flip | text(24, per_image=2)"
 
 Papers: Reed et al., Generative Adversarial Text to Image Synthesis, 2016; Zhao et al., Differentiable Augmentation for
-Data-Efficient GAN Training, 2020.
+Data-Efficient GAN Training, 2020; Mescheder et al., 2018 (R1); Yang et al., Diversity-Sensitive Conditional GANs, 2019.
 Reached: not run beyond its first 31 steps.
 """
 
@@ -70,9 +70,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                     init_from="",
                     train=True,
                 ),
-                generator=dict(name="dcgan", image_size=size, width=width),
-                discriminator=dict(name="dcgan", width=width, condition="replicate"),
-                loss=dict(name="non_saturating", matching=1.0, interpolation=0.5),
+                generator=dict(name="dcgan", image_size=size, width=width, resize=True),
+                discriminator=dict(name="dcgan", width=width, condition="replicate", batch_norm=False),
+                # Without them all samples of a caption, and nearly those of all captions, are one grey pattern after 900 steps.
+                loss=dict(
+                    name="non_saturating",
+                    matching=1.0,
+                    penalty=dict(name="r1_estimate", weight=0.02, every=4),
+                    diversity=dict(weight=5.0, bound=0.25),
+                ),
                 augment=("colour", "translation", "cutout"),
             ),
             data=dict(
@@ -83,7 +89,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             optimizer=dict(
                 name="adamw",
-                learning_rate=2e-4,
+                learning_rate=4e-4,
                 schedule="constant",
                 options=dict(b1=0.5),
                 networks=dict(generator=dict(ema=0.999)),

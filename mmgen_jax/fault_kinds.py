@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mmgen_jax.faults import Job
 
 STEPS, EVERY, EXAMPLES, BATCH = 8, 2, 64, 8  # one epoch: every image is used in exactly one step
+BUSY_LIMIT = 10.0  # seconds in which a folder that is being written to must become free
 PEER_LIMIT = 120.0  # seconds after which the survivor of a dead peer must have ended
 
 
@@ -405,7 +406,12 @@ class _ReadOnly:
         self.folder.mkdir(exist_ok=True)
         subprocess.run(["mount", "--bind", str(self.folder), str(self.folder)], check=True)
         self.mounted = True
-        subprocess.run(["mount", "-o", "remount,ro,bind", str(self.folder)], check=True)
+        command, until = ["mount", "-o", "remount,ro,bind", str(self.folder)], time.monotonic() + BUSY_LIMIT
+        # Refused while the background save holds a file open for writing.
+        while subprocess.run(command, capture_output=True).returncode:
+            if time.monotonic() > until:
+                raise RuntimeError(f"{self.folder} could not be made read-only within {BUSY_LIMIT:g} seconds")
+            time.sleep(0.01)
 
     def end(self) -> None:
         subprocess.run(["umount", "-l", str(self.folder)], check=True)

@@ -16,6 +16,7 @@ DELETED = ".deleted"
 PARTIAL = ".orbax-checkpoint-tmp"
 # Orbax writes these once the fingerprints are made; nothing is read from them.
 UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ESTALE, errno.EIO)
 
 
 class CheckpointError(ValueError):
@@ -209,7 +210,9 @@ def kept(steps: Iterable[int], keep: int, every: int = 0, best: int | None = Non
 
 
 def why(error: Exception) -> str:
-    """An error in a few words; one that a storage layer raised may hold a whole specification."""
+    """An error in a few words; one that a storage layer raised may hold a whole specification, and the reason after it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    reason = next((reason for reason in map(os.strerror, REASONS) if reason in str(error)), "")
+    said = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    return said if reason in said else f"{reason} ({said})"
