@@ -88,7 +88,7 @@ def test_a_data_parallel_step(dual, tmp_path):
     assert set(found.parts) == {"init", "train_step", *(f"predict {x}" for x in
                ("embed", "embed_image", "embed_text", "features"))}  # fmt: skip
     assert found.predicted == 8
-    assert found.assumed and "scenes" in found.assumed[0], "the config's tars are not here"
+    assert found.assumed and "drawn examples" in found.assumed[0], "the config's tars are not here"
     assert {row["axis"] for row in found.collectives} == {"data"} and not found.warnings
     sent = {row["kind"]: row["sent"] for row in found.collectives}
     whole = 4 * sum(found.parameters.values())
