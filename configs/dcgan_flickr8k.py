@@ -10,7 +10,9 @@ python scripts/train.py --config configs/dual_encoder_flickr8k.py:path=FILE --wo
 
 Papers: Reed et al., Generative Adversarial Text to Image Synthesis, 2016; Zhao et al., Differentiable Augmentation for
 Data-Efficient GAN Training, 2020; Mescheder et al., 2018 (R1); Yang et al., Diversity-Sensitive Conditional GANs, 2019.
-Reached: not run beyond its first 31 steps.
+Reached after 3,000 of the steps (seed 0, 47 minutes of steps on a part of one core of an AMD EPYC, 2026-11-23): backgrounds and
+colours follow the caption (a blue sky for a bird, a dirt track, dark red for children who dance), eight samples of a caption
+differ; no dog or child can be recognised. The whole run has not been made.
 """
 
 import ml_collections
