@@ -16,6 +16,7 @@ DELETED = ".deleted"
 PARTIAL = ".orbax-checkpoint-tmp"
 # Orbax writes these once the fingerprints are made; nothing is read from them.
 UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# What a disk can have against a write; `why` tells these first.
 REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ESTALE, errno.EIO)
 
 

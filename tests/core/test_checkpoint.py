@@ -379,6 +379,18 @@ def test_the_first_bad_tensor_of_a_state(state):
     assert first_bad(state.replace(ema=bad, params=bad)) == "params/model/bias"
 
 
+def test_the_reason_of_a_failed_write_is_told_first():
+    """Storage layers put paths before it, and what is told is cut."""
+    path = "/runs/" + "long/" * 50
+    told = step_folders.why(
+        ValueError(f'Error writing "{path}": [OS error 28: No space left on device]\nand more')
+    )
+    assert told.startswith('No space left on device (Error writing "/runs/long/') and len(told) < 250
+    assert step_folders.why(ValueError("short: No space left on device")) == "short: No space left on device"
+    assert step_folders.why(OSError(errno.EROFS, "Read-only file system", path)) == "Read-only file system"
+    assert step_folders.why(KeyError()) == "KeyError"
+
+
 if __name__ == "__main__":  # inside the small file system of `test_a_disk_that_is_really_full`
     key = jax.random.key(0)
     noise = State(jnp.int32(0), key, {"model": jax.random.normal(key, (12000,))}, {}, {}, {})
@@ -400,15 +412,3 @@ if __name__ == "__main__":  # inside the small file system of `test_a_disk_that_
     filler.unlink()
     run.save(5, noise.replace(step=jnp.int32(5)), wait=True)
     print(f"restored {first}, then {int(run.restore(jax.eval_shape(lambda: noise), places).step)}")
-
-
-def test_the_reason_of_a_failed_write_is_told_first():
-    """Storage layers put paths before it, and what is told is cut."""
-    path = "/runs/" + "long/" * 50
-    told = step_folders.why(
-        ValueError(f'Error writing "{path}": [OS error 28: No space left on device]\nand more')
-    )
-    assert told.startswith('No space left on device (Error writing "/runs/long/') and len(told) < 250
-    assert step_folders.why(ValueError("short: No space left on device")) == "short: No space left on device"
-    assert step_folders.why(OSError(errno.EROFS, "Read-only file system", path)) == "Read-only file system"
-    assert step_folders.why(KeyError()) == "KeyError"
